@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+// Reading JSON that somebody else wrote: parsing with bounded depth, and typed fields whose errors name the field.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include <nlohmann/json.hpp>
+
+#include <modicum/base/error.hpp>
+
+namespace modicum {
+
+using Json = nlohmann::json;
+
+inline constexpr int kMaxJsonDepth = 100;
+
+/// What nlohmann says, without its "[json.exception.…]" prefix.
+inline std::string json_error_text(const Json::exception& error) {
+  const std::string_view text = error.what();
+  const std::size_t end = text.find("] ");
+  return std::string(end == std::string_view::npos ? text : text.substr(end + 2));
+}
+
+/// Parses `text`, called `name` in errors. Throws `FormatError` where it is not JSON or nested deeper than
+/// `kMaxJsonDepth`. As in Python, the last of equal keys counts.
+inline Json parse_json(std::string_view text, std::string_view op, const std::string& name) {
+  // nlohmann takes a NUL for the end of the text, and would let anything follow it.
+  if (text.find('\0') != std::string_view::npos) {
+    fail<FormatError>({.op = op, .what = name, .expected = "JSON", .got = "a NUL byte"});
+  }
+  const auto bound_depth = [&](int depth, Json::parse_event_t, Json&) {
+    if (depth > kMaxJsonDepth) {
+      fail<FormatError>({.op = op,
+                         .what = name,
+                         .expected = "JSON nested at most " + std::to_string(kMaxJsonDepth) + " deep",
+                         .got = "deeper nesting"});
+    }
+    return true;
+  };
+  try {
+    return Json::parse(text, bound_depth);
+  } catch (const Json::exception& error) {
+    fail<FormatError>({.op = op, .what = name, .expected = "JSON", .got = json_error_text(error)});
+  }
+}
+
+/// A short rendering of a value for an error message.
+inline std::string excerpt(const Json& value) {
+  if (value.is_array() && value.size() > 8) return "an array of " + std::to_string(value.size());
+  if (value.is_object()) return "an object";
+  std::string text = value.dump(-1, ' ', false, Json::error_handler_t::replace);
+  if (text.size() > 60) text = text.substr(0, 60) + "…";
+  return text;
+}
+
+/// Typed access to the fields of one JSON object. Accessors with a default return it where the field is absent;
+/// whatever is ill-typed or out of range throws `FormatError` naming the field.
+class JsonFields {
+ public:
+  /// `where` precedes field names in errors: "config.json: rope_scaling.".
+  JsonFields(const Json& object, std::string_view op, std::string where)
+      : object_(object), op_(op), where_(std::move(where)) {
+    if (!object.is_object()) {
+      fail<FormatError>({.op = op_, .what = where_, .expected = "a JSON object", .got = excerpt(object)});
+    }
+  }
+
+  /// Null is a value here.
+  bool has(const char* field) const { return object_.contains(field); }
+  bool has_value(const char* field) const { return has(field) && !object_.at(field).is_null(); }
+  const Json& at(const char* field) const {
+    if (!has(field)) fail<FormatError>({.op = op_, .what = name(field), .expected = "a value", .got = "no such field"});
+    return object_.at(field);
+  }
+  std::string name(const std::string& field) const { return where_ + field; }
+  std::string_view op() const { return op_; }
+
+  template <class E = FormatError>
+  [[noreturn]] void refuse(const char* field, std::string expected, std::string todo = {}) const {
+    fail<E>({.op = op_,
+             .what = name(field),
+             .expected = std::move(expected),
+             .got = has(field) ? excerpt(object_.at(field)) : "no such field",
+             .todo = std::move(todo)});
+  }
+
+  std::uint64_t integer(const char* field, std::uint64_t min, std::uint64_t max) const {
+    const Json& value = at(field);
+    if (!value.is_number_unsigned() || value.get<std::uint64_t>() < min || value.get<std::uint64_t>() > max) {
+      refuse(field, "an integer from " + std::to_string(min) + " to " + std::to_string(max));
+    }
+    return value.get<std::uint64_t>();
+  }
+  std::uint64_t integer_or(const char* field, std::uint64_t fallback, std::uint64_t min, std::uint64_t max) const {
+    return has(field) ? integer(field, min, max) : fallback;
+  }
+
+  /// A finite number, integer or not, above `above` and at most `max`.
+  double number(const char* field, double above, double max) const {
+    const Json& value = at(field);
+    if (!value.is_number() || !(value.get<double>() > above) || !(value.get<double>() <= max)) {
+      refuse(field, "a number above " + shown(above) + ", at most " + shown(max));
+    }
+    return value.get<double>();
+  }
+  double number_or(const char* field, double fallback, double above, double max) const {
+    return has(field) ? number(field, above, max) : fallback;
+  }
+
+  bool boolean_or(const char* field, bool fallback) const {
+    if (!has(field)) return fallback;
+    if (!object_.at(field).is_boolean()) refuse(field, "true or false");
+    return object_.at(field).get<bool>();
+  }
+
+  std::string text(const char* field) const {
+    if (!at(field).is_string()) refuse(field, "a string");
+    return object_.at(field).get<std::string>();
+  }
+  std::string text_or(const char* field, std::string fallback) const {
+    return has(field) ? text(field) : std::move(fallback);
+  }
+
+ private:
+  static std::string shown(double value) {
+    Json json = value;
+    return json.dump();
+  }
+
+  const Json& object_;
+  std::string_view op_;
+  std::string where_;
+};
+
+}  // namespace modicum
