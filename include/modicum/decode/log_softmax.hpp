@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <span>
+#include <string>
+
+#include <modicum/base/error.hpp>
+
+namespace modicum {
+
+/// exp(x) in f32 for x <= 0, within 2 units in the last place; 0 below -87.3, where the result would be denormal.
+/// Branch-free, so that a loop over it becomes vector code on every instruction set. NaN stays NaN.
+/// Method: Cephes expf, i.e. x = n ln 2 + r with |r| <= ln 2 / 2 and a polynomial for e^r.
+inline float exp_nonpositive(float x) noexcept {
+  constexpr float kLowest = -87.3f;
+  constexpr float kLog2E = 1.44269504088896341f;
+  constexpr float kLn2High = 0.693359375f;
+  constexpr float kLn2Low = -2.12194440e-4f;
+  constexpr float kRound = 12582912.0f;  // 1.5 · 2^23: adding it leaves the rounded n in the low bits
+  const float clamped = x < kLowest ? kLowest : x;
+  const float shifted = clamped * kLog2E + kRound;
+  const float n = shifted - kRound;
+  const float r = (clamped - n * kLn2High) - n * kLn2Low;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  const float power = std::bit_cast<float>((std::bit_cast<std::uint32_t>(shifted) << 23) + 0x3f800000u);
+  return x < kLowest ? 0.0f : p * power;
+}
+
+/// The largest of `values`; -inf when there are none. NaN is passed over.
+inline float largest(std::span<const float> values) noexcept {
+  constexpr std::size_t kLanes = 16;
+  std::array<float, kLanes> lane;
+  lane.fill(-std::numeric_limits<float>::infinity());
+  std::size_t i = 0;
+  for (; i + kLanes <= values.size(); i += kLanes) {
+    for (std::size_t j = 0; j < kLanes; ++j) {
+      lane[j] = values[i + j] > lane[j] ? values[i + j] : lane[j];
+    }
+  }
+  for (; i < values.size(); ++i) {
+    lane[0] = values[i] > lane[0] ? values[i] : lane[0];
+  }
+  return *std::max_element(lane.begin(), lane.end());
+}
+
+/// sum over i of exp(values[i] - shift), where no value exceeds `shift`: f32 in 16 lanes within a block of 256, f64
+/// across blocks, always in the same order.
+inline double sum_exp(std::span<const float> values, float shift) noexcept {
+  constexpr std::size_t kLanes = 16;
+  constexpr std::size_t kBlock = 256;
+  double total = 0.0;
+  std::size_t i = 0;
+  for (; i + kBlock <= values.size(); i += kBlock) {
+    std::array<float, kLanes> lane{};
+    for (std::size_t j = 0; j < kBlock; j += kLanes) {
+      for (std::size_t k = 0; k < kLanes; ++k) {
+        lane[k] += exp_nonpositive(values[i + j + k] - shift);
+      }
+    }
+    for (const float sum : lane) {
+      total += static_cast<double>(sum);
+    }
+  }
+  for (; i < values.size(); ++i) {
+    total += static_cast<double>(exp_nonpositive(values[i] - shift));
+  }
+  return total;
+}
+
+/// Turns the logits of one row into log-probabilities: log p = (logit - max) - log sum exp(logit - max), rounded to
+/// f32 at each step as torch's log_softmax does.
+struct LogNormaliser {
+  float max = 0.0f;
+  float log_sum = 0.0f;
+
+  float operator()(float logit) const noexcept { return (logit - max) - log_sum; }
+};
+
+/// The normaliser of `logits`, which may hold -inf (impossible tokens) but neither NaN nor +inf. Throws
+/// `InvalidArgument` otherwise, or when every token is impossible.
+inline LogNormaliser log_normaliser(std::span<const float> logits) {
+  const float max = largest(logits);
+  const double sum = sum_exp(logits, max);
+  if (!std::isfinite(max) || !std::isfinite(sum)) {
+    fail({.op = "log_softmax",
+          .what = "logits of " + std::to_string(logits.size()) + " tokens",
+          .expected = "finite numbers or -inf, at least one of them finite",
+          .got = "a largest logit of " + std::to_string(max) + (std::isfinite(max) ? " and NaN" : ""),
+          .todo = "check the model's weights and its dtype for overflow"});
+  }
+  return {max, static_cast<float>(std::log(sum))};
+}
+
+/// Replaces `logits` by their log-probabilities, in place. Errors as `log_normaliser`.
+inline void log_softmax(std::span<float> logits) {
+  const LogNormaliser log_probability = log_normaliser(logits);
+  for (float& value : logits) {
+    value = log_probability(value);
+  }
+}
+
+}  // namespace modicum
