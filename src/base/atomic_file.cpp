@@ -1,17 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <modicum/base/atomic_file.hpp>
-
-#include <fcntl.h>
-#include <sys/file.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <cerrno>
 #include <random>
 #include <string_view>
 #include <system_error>
 #include <utility>
 
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <modicum/base/atomic_file.hpp>
 #include <modicum/base/error.hpp>
 
 #include "quote.hpp"
@@ -27,7 +26,9 @@ std::filesystem::path directory_of(const std::filesystem::path& path) {
 }
 
 /// What the names of all temporaries of `path` begin with; cut so that they fit into 255 bytes.
-std::string stem_of(const std::filesystem::path& path) { return path.filename().string().substr(0, 200) + "."; }
+std::string stem_of(const std::filesystem::path& path) {
+  return path.filename().string().substr(0, 200) + ".";
+}
 
 std::string random_digits() {
   constexpr std::string_view kDigits = "0123456789abcdef";
@@ -51,8 +52,8 @@ bool is_temporary(std::string_view name, std::string_view stem) {
          name.size() - dash - 1 == kRandomDigits && consists_of(name.substr(dash + 1), "0123456789abcdef");
 }
 
-/// Removes what crashed writers left. A live writer holds a lock on its temporary, which the system releases when
-/// the process ends, however it ends.
+/// Removes what crashed writers left. A live writer holds a lock on its temporary, which the system releases
+/// when the process ends, however it ends.
 void remove_leftovers(const std::filesystem::path& path) {
   const std::string stem = stem_of(path);
   std::error_code ignored;
@@ -82,10 +83,11 @@ AtomicFile::AtomicFile(std::filesystem::path path, unsigned mode) : path_(std::m
   }
   remove_leftovers(path_);
   while (descriptor_ < 0) {
-    temporary_ = directory_of(path_) / (stem_of(path_) + std::to_string(::getpid()) + "-" + random_digits() +
-                                        std::string(kSuffix));
+    temporary_ = directory_of(path_) /
+                 (stem_of(path_) + std::to_string(::getpid()) + "-" + random_digits() + std::string(kSuffix));
     descriptor_ = ::open(temporary_.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-    if (descriptor_ < 0 && errno != EEXIST && errno != EINTR) fail_io("creating a temporary beside it", errno);
+    if (descriptor_ < 0 && errno != EEXIST && errno != EINTR)
+      fail_io("creating a temporary beside it", errno);
     if (descriptor_ >= 0 && !claim(descriptor_)) ::close(std::exchange(descriptor_, -1));
   }
   // After creation, because open() would take the umask's bits away.
@@ -122,8 +124,8 @@ void AtomicFile::put(std::uint64_t offset, std::span<const std::byte> bytes) {
   if (descriptor_ < 0) fail({.op = "file.write", .what = quote(path_.string()) + " was committed before"});
   std::uint64_t done = 0;
   while (done < bytes.size()) {
-    const auto count = ::pwrite(descriptor_, bytes.data() + done, bytes.size() - done,
-                                static_cast<off_t>(offset + done));
+    const auto count =
+        ::pwrite(descriptor_, bytes.data() + done, bytes.size() - done, static_cast<off_t>(offset + done));
     if (count < 0 && errno == EINTR) continue;
     if (count <= 0) {
       const int code = count < 0 ? errno : ENOSPC;
@@ -142,17 +144,19 @@ void AtomicFile::commit() {
   ::close(std::exchange(descriptor_, -1));
   const int directory = ::open(directory_of(path_).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (directory < 0) return;
-  // Some file systems cannot fsync a directory (EINVAL); the rename has then been made as durable as they can.
+  // Some file systems cannot fsync a directory (EINVAL); the rename has then been made as durable as they
+  // can.
   ::fsync(directory);
   ::close(directory);
 }
 
 void AtomicFile::fail_io(const std::string& step, int code) const {
-  fail<IoError>({.op = "file.write",
-                 .what = quote(path_.string()) + ", " + step + ", failed: " + std::generic_category().message(code),
-                 .todo = code == ENOSPC || code == EDQUOT || code == EFBIG
-                             ? "free some space and try again; a file that was there before is as it was"
-                             : "a file that was there before is as it was"});
+  fail<IoError>(
+      {.op = "file.write",
+       .what = quote(path_.string()) + ", " + step + ", failed: " + std::generic_category().message(code),
+       .todo = code == ENOSPC || code == EDQUOT || code == EFBIG
+                   ? "free some space and try again; a file that was there before is as it was"
+                   : "a file that was there before is as it was"});
 }
 
 }  // namespace modicum

@@ -6,9 +6,13 @@
 
 namespace modicum {
 
-std::uint64_t hash64(std::span<const std::byte> bytes) { return XXH3_64bits(bytes.data(), bytes.size()); }
+std::uint64_t hash64(std::span<const std::byte> bytes) {
+  return XXH3_64bits(bytes.data(), bytes.size());
+}
 
-std::uint64_t hash64(std::string_view text) { return hash64(std::as_bytes(std::span(text))); }
+std::uint64_t hash64(std::string_view text) {
+  return hash64(std::as_bytes(std::span(text)));
+}
 
 std::string hash128_hex(std::span<const std::byte> bytes) {
   constexpr std::string_view kDigits = "0123456789abcdef";
@@ -21,6 +25,8 @@ std::string hash128_hex(std::span<const std::byte> bytes) {
   return text;
 }
 
-std::string hash128_hex(std::string_view text) { return hash128_hex(std::as_bytes(std::span(text))); }
+std::string hash128_hex(std::string_view text) {
+  return hash128_hex(std::as_bytes(std::span(text)));
+}
 
 }  // namespace modicum

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Reading JSON that somebody else wrote: parsing with bounded depth, and typed fields whose errors name the field.
+// Reading JSON that somebody else wrote: parsing with bounded depth, and typed fields whose errors name the
+// field.
 #pragma once
 
 #include <cmath>
@@ -58,8 +59,8 @@ inline std::string excerpt(const Json& value) {
   return text;
 }
 
-/// Typed access to the fields of one JSON object. Accessors with a default return it where the field is absent;
-/// whatever is ill-typed or out of range throws `FormatError` naming the field.
+/// Typed access to the fields of one JSON object. Accessors with a default return it where the field is
+/// absent; whatever is ill-typed or out of range throws `FormatError` naming the field.
 class JsonFields {
  public:
   /// `where` precedes field names in errors: "config.json: rope_scaling.".
@@ -74,7 +75,8 @@ class JsonFields {
   bool has(const char* field) const { return object_.contains(field); }
   bool has_value(const char* field) const { return has(field) && !object_.at(field).is_null(); }
   const Json& at(const char* field) const {
-    if (!has(field)) fail<FormatError>({.op = op_, .what = name(field), .expected = "a value", .got = "no such field"});
+    if (!has(field))
+      fail<FormatError>({.op = op_, .what = name(field), .expected = "a value", .got = "no such field"});
     return object_.at(field);
   }
   std::string name(const std::string& field) const { return where_ + field; }
@@ -96,7 +98,8 @@ class JsonFields {
     }
     return value.get<std::uint64_t>();
   }
-  std::uint64_t integer_or(const char* field, std::uint64_t fallback, std::uint64_t min, std::uint64_t max) const {
+  std::uint64_t integer_or(const char* field, std::uint64_t fallback, std::uint64_t min,
+                           std::uint64_t max) const {
     return has(field) ? integer(field, min, max) : fallback;
   }
 

@@ -1,16 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <modicum/base/mapped_file.hpp>
+#include <cerrno>
+#include <string>
+#include <system_error>
 
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <cerrno>
-#include <string>
-#include <system_error>
-
 #include <modicum/base/error.hpp>
+#include <modicum/base/mapped_file.hpp>
 
 #include "quote.hpp"
 
@@ -24,7 +23,9 @@ namespace {
                  .got = std::move(got)});
 }
 
-std::string error_text(int code) { return std::generic_category().message(code); }
+std::string error_text(int code) {
+  return std::generic_category().message(code);
+}
 
 /// A descriptor that closes itself.
 struct Descriptor {

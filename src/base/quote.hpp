@@ -6,8 +6,8 @@
 
 namespace modicum {
 
-/// 'text', for error messages. Not `"'" + std::string(text) + "'"`: GCC 12 warns of an overlap there that is none
-/// (its bug 105651).
+/// 'text', for error messages. Not `"'" + std::string(text) + "'"`: GCC 12 warns of an overlap there that is
+/// none (its bug 105651).
 inline std::string quote(std::string_view text) {
   std::string result(1, '\'');
   result += text;

@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <modicum/io/checkpoint.hpp>
-
 #include <cstdint>
 #include <optional>
 #include <system_error>
 #include <utility>
 
 #include <modicum/base/error.hpp>
+#include <modicum/io/checkpoint.hpp>
 
 #include "../base/json.hpp"
 #include "../base/quote.hpp"
@@ -55,7 +54,8 @@ SafetensorsFile open_shard(const fs::path& directory, const std::string& name) {
 }
 
 [[noreturn]] void fail_missing(const fs::path& directory) {
-  const bool pickled = is_there(directory / "pytorch_model.bin") || is_there(directory / "pytorch_model.bin.index.json");
+  const bool pickled =
+      is_there(directory / "pytorch_model.bin") || is_there(directory / "pytorch_model.bin.index.json");
   fail<IoError>({.op = kOp,
                  .what = quote(directory.string()),
                  .expected = std::string(kWeightsFile) + " or " + kIndexFile,
@@ -155,10 +155,18 @@ Checkpoint Checkpoint::open(const fs::path& directory) {
   return Checkpoint(std::move(state));
 }
 
-const fs::path& Checkpoint::directory() const noexcept { return state_->directory; }
-const ModelConfig& Checkpoint::config() const noexcept { return state_->config; }
-const std::vector<SafetensorsFile>& Checkpoint::files() const noexcept { return state_->files; }
-bool Checkpoint::contains(std::string_view tensor) const { return state_->file_of.contains(tensor); }
+const fs::path& Checkpoint::directory() const noexcept {
+  return state_->directory;
+}
+const ModelConfig& Checkpoint::config() const noexcept {
+  return state_->config;
+}
+const std::vector<SafetensorsFile>& Checkpoint::files() const noexcept {
+  return state_->files;
+}
+bool Checkpoint::contains(std::string_view tensor) const {
+  return state_->file_of.contains(tensor);
+}
 
 std::vector<std::string> Checkpoint::names() const {
   std::vector<std::string> names;
@@ -167,7 +175,9 @@ std::vector<std::string> Checkpoint::names() const {
   return names;
 }
 
-const TensorInfo& Checkpoint::info(std::string_view tensor) const { return state_->file(tensor).info(tensor); }
+const TensorInfo& Checkpoint::info(std::string_view tensor) const {
+  return state_->file(tensor).info(tensor);
+}
 
 std::span<const std::byte> Checkpoint::bytes(std::string_view tensor) const {
   return state_->file(tensor).bytes(tensor);
@@ -177,10 +187,11 @@ WeightView Checkpoint::weight(std::string_view tensor, std::size_t rows, std::si
   const TensorInfo& tensor_info = info(tensor);
   const std::optional<DType> dtype = float_dtype(tensor_info.dtype);
   if (!dtype || !has_shape(tensor_info.shape, rows, cols)) {
-    fail<FormatError>({.op = "checkpoint.weight",
-                       .what = "tensor " + quote(tensor) + " in " + quote(state_->directory.string()),
-                       .expected = "F32, BF16 or F16 of [" + std::to_string(rows) + ", " + std::to_string(cols) + "]",
-                       .got = tensor_info.dtype + " of " + shape_text(tensor_info.shape)});
+    fail<FormatError>(
+        {.op = "checkpoint.weight",
+         .what = "tensor " + quote(tensor) + " in " + quote(state_->directory.string()),
+         .expected = "F32, BF16 or F16 of [" + std::to_string(rows) + ", " + std::to_string(cols) + "]",
+         .got = tensor_info.dtype + " of " + shape_text(tensor_info.shape)});
   }
   const std::span<const std::byte> raw = bytes(tensor);
   const void* data = raw.data();

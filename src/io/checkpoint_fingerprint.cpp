@@ -27,8 +27,9 @@ Json canonical_rope(const RopeConfig& rope) {
                         rope.high_freq_factor};
       break;
     case RopeType::yarn:
-      json["yarn"] = {rope.factor,    rope.original_max_position_embeddings, rope.beta_fast, rope.beta_slow,
-                      rope.truncate, rope.attention_factor};
+      json["yarn"] = {rope.factor,    rope.original_max_position_embeddings,
+                      rope.beta_fast, rope.beta_slow,
+                      rope.truncate,  rope.attention_factor};
       break;
   }
   return json;
@@ -72,8 +73,10 @@ std::vector<Block> blocks_of(const Checkpoint& checkpoint, const std::vector<std
   return blocks;
 }
 
-/// The hash of every block, in order. The progress callback is called from the calling thread only, between rounds.
-std::vector<std::string> hash_blocks(const std::vector<Block>& blocks, ThreadPool* pool, const Progress& progress) {
+/// The hash of every block, in order. The progress callback is called from the calling thread only, between
+/// rounds.
+std::vector<std::string> hash_blocks(const std::vector<Block>& blocks, ThreadPool* pool,
+                                     const Progress& progress) {
   std::vector<std::string> hashes(blocks.size());
   const std::size_t round = 16 * (pool != nullptr ? pool->size() : 1);
   for (std::size_t begin = 0; begin < blocks.size(); begin += round) {

@@ -51,7 +51,9 @@ void prepare_directory(const fs::path& directory) {
   }
 }
 
-std::uint64_t size_of_spec(const TensorSpec& spec) { return bytes_of(spec.dtype, spec.shape).bytes; }
+std::uint64_t size_of_spec(const TensorSpec& spec) {
+  return bytes_of(spec.dtype, spec.shape).bytes;
+}
 
 /// In order, a new shard where the next tensor would pass the limit: transformers' rule.
 std::vector<std::vector<TensorSpec>> split(std::vector<TensorSpec> specs, std::uint64_t shard_bytes) {
@@ -102,8 +104,8 @@ struct CheckpointWriter::State {
   }
 };
 
-CheckpointWriter::CheckpointWriter(fs::path directory, std::vector<TensorSpec> specs, std::uint64_t shard_bytes,
-                                   std::map<std::string, std::string> metadata) {
+CheckpointWriter::CheckpointWriter(fs::path directory, std::vector<TensorSpec> specs,
+                                   std::uint64_t shard_bytes, std::map<std::string, std::string> metadata) {
   const std::uint64_t total = check_specs(specs);
   prepare_directory(directory);
   refuse_existing_weights(directory);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <modicum/io/model_config.hpp>
-
 #include <algorithm>
 #include <array>
+
+#include <modicum/io/model_config.hpp>
 
 #include "../base/json.hpp"
 #include "../base/quote.hpp"
@@ -82,7 +82,8 @@ void parse_heads(const JsonFields& fields, const Family& family, ModelConfig& co
     fields.refuse("num_attention_heads", "a divisor of hidden_size = " + std::to_string(config.hidden_size));
   }
   if (config.head_dim % 2 != 0) {
-    fields.refuse("head_dim", "an even number, for rotation", "hidden_size / num_attention_heads counts if absent");
+    fields.refuse("head_dim", "an even number, for rotation",
+                  "hidden_size / num_attention_heads counts if absent");
   }
 }
 
@@ -122,8 +123,8 @@ std::vector<bool> parse_layer_types(const JsonFields& fields, std::size_t layers
   return sliding;
 }
 
-/// Mistral: one window for all layers. Qwen: layers from max_window_layers on, or those that layer_types names, and
-/// only with use_sliding_window. Llama: none.
+/// Mistral: one window for all layers. Qwen: layers from max_window_layers on, or those that layer_types
+/// names, and only with use_sliding_window. Llama: none.
 void parse_sliding_window(const JsonFields& fields, ModelConfig& config) {
   const std::size_t layers = config.num_hidden_layers;
   config.sliding_window.assign(layers, 0);

@@ -37,8 +37,8 @@ void parse_yarn(const JsonFields& fields, std::uint64_t max_position_embeddings,
   if (truthy(fields, "beta_fast")) rope.beta_fast = fields.number("beta_fast", 0, kMax);
   if (truthy(fields, "beta_slow")) rope.beta_slow = fields.number("beta_slow", 0, kMax);
   // Python's truth of null is false.
-  rope.truncate = fields.has("truncate") && !fields.has_value("truncate") ? false
-                                                                           : fields.boolean_or("truncate", true);
+  rope.truncate =
+      fields.has("truncate") && !fields.has_value("truncate") ? false : fields.boolean_or("truncate", true);
   if (rope.theta == 1.0) fields.refuse("rope_theta", "a base other than 1 for yarn");
 }
 
@@ -71,7 +71,8 @@ void refuse_partial(const JsonFields& fields) {
 /// Per-layer-type rope ("rope_parameters": {"full_attention": {…}, …}).
 void refuse_nested(const Json& parameters, const JsonFields& fields) {
   for (const auto& [key, value] : parameters.items()) {
-    if (value.is_object()) fields.refuse<Unsupported>(key.c_str(), "one set of rope parameters for all layers");
+    if (value.is_object())
+      fields.refuse<Unsupported>(key.c_str(), "one set of rope parameters for all layers");
   }
 }
 
@@ -101,7 +102,8 @@ void parse_parameters(const JsonFields& config, const char* field, std::uint64_t
   constexpr const char* kOriginal = "original_max_position_embeddings";
   // The outer field wins over the inner one in transformers (Phi-3 spells it so).
   const JsonFields& holder = config.has(kOriginal) ? config : fields;
-  rope.original_max_position_embeddings = holder.integer_or(kOriginal, max_position_embeddings, 1, kMaxLength);
+  rope.original_max_position_embeddings =
+      holder.integer_or(kOriginal, max_position_embeddings, 1, kMaxLength);
   if (rope.type == RopeType::llama3) parse_llama3(fields, rope);
   if (rope.type == RopeType::yarn) parse_yarn(fields, max_position_embeddings, rope);
 }
@@ -112,7 +114,8 @@ double correction_dim(double rotations, double dim, const RopeConfig& rope) {
   return dim * std::log(length / (rotations * 2 * std::numbers::pi)) / (2 * std::log(rope.theta));
 }
 
-/// YaRN (arXiv:2309.00071): fast dimensions keep their frequency, slow ones are interpolated, a ramp lies between.
+/// YaRN (arXiv:2309.00071): fast dimensions keep their frequency, slow ones are interpolated, a ramp lies
+/// between.
 void apply_yarn(const RopeConfig& rope, std::size_t head_dim, std::vector<double>& frequencies) {
   const double dim = static_cast<double>(head_dim);
   double low = correction_dim(rope.beta_fast, dim, rope);
@@ -130,14 +133,15 @@ void apply_yarn(const RopeConfig& rope, std::size_t head_dim, std::vector<double
   }
 }
 
-/// Llama 3.1: waves longer than the original context / low_freq_factor are slowed by `factor`, those shorter than
-/// / high_freq_factor are left, and between them the change is smooth.
+/// Llama 3.1: waves longer than the original context / low_freq_factor are slowed by `factor`, those shorter
+/// than / high_freq_factor are left, and between them the change is smooth.
 double llama3_frequency(const RopeConfig& rope, double frequency) {
   const double length = static_cast<double>(rope.original_max_position_embeddings);
   const double wavelength = 2 * std::numbers::pi / frequency;
   if (wavelength > length / rope.low_freq_factor) return frequency / rope.factor;
   if (wavelength < length / rope.high_freq_factor) return frequency;
-  const double smooth = (length / wavelength - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor);
+  const double smooth =
+      (length / wavelength - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor);
   return (1 - smooth) * frequency / rope.factor + smooth * frequency;
 }
 

@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <modicum/io/safetensors.hpp>
-
 #include <algorithm>
 #include <array>
 #include <optional>
 #include <utility>
 
 #include <modicum/base/error.hpp>
+#include <modicum/io/safetensors.hpp>
 
 #include "../base/quote.hpp"
 #include "safetensors_header.hpp"
@@ -23,10 +22,10 @@ struct NamedBits {
 };
 
 constexpr std::array kDtypes = std::to_array<NamedBits>({
-    {"BOOL", 8},        {"F4", 4},          {"F6_E2M3", 6},    {"F6_E3M2", 6}, {"U8", 8},   {"I8", 8},
-    {"F8_E5M2", 8},     {"F8_E4M3", 8},     {"F8_E8M0", 8},    {"I16", 16},    {"U16", 16}, {"F16", 16},
-    {"F8_E4M3FNUZ", 8}, {"F8_E5M2FNUZ", 8}, {"BF16", 16},      {"I32", 32},    {"U32", 32}, {"F32", 32},
-    {"C64", 64},        {"F64", 64},        {"I64", 64},       {"U64", 64},
+    {"BOOL", 8},        {"F4", 4},          {"F6_E2M3", 6}, {"F6_E3M2", 6}, {"U8", 8},   {"I8", 8},
+    {"F8_E5M2", 8},     {"F8_E4M3", 8},     {"F8_E8M0", 8}, {"I16", 16},    {"U16", 16}, {"F16", 16},
+    {"F8_E4M3FNUZ", 8}, {"F8_E5M2FNUZ", 8}, {"BF16", 16},   {"I32", 32},    {"U32", 32}, {"F32", 32},
+    {"C64", 64},        {"F64", 64},        {"I64", 64},    {"U64", 64},
 });
 
 bool multiply(std::uint64_t a, std::uint64_t b, std::uint64_t& product) {
@@ -89,7 +88,8 @@ std::uint64_t header_length(std::span<const std::byte> file, std::string_view na
     fail_format(name, "header length", "at most " + std::to_string(kMaxHeader), std::to_string(length));
   }
   if (length > file.size() - 8) {
-    fail_format(name, "header length", "at most the " + std::to_string(file.size() - 8) + " bytes that follow",
+    fail_format(name, "header length",
+                "at most the " + std::to_string(file.size() - 8) + " bytes that follow",
                 std::to_string(length));
   }
   return length;
@@ -98,7 +98,8 @@ std::uint64_t header_length(std::span<const std::byte> file, std::string_view na
 }  // namespace
 
 std::size_t safetensors_bits(std::string_view dtype) {
-  const auto found = std::find_if(kDtypes.begin(), kDtypes.end(), [&](const auto& d) { return d.name == dtype; });
+  const auto found =
+      std::find_if(kDtypes.begin(), kDtypes.end(), [&](const auto& d) { return d.name == dtype; });
   return found == kDtypes.end() ? 0 : found->bits;
 }
 

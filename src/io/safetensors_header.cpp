@@ -14,11 +14,11 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr std::size_t kMaxDepth = 100;
+constexpr std::size_t kMaxDepth = 127;  // serde_json's limit
 
-/// Reads a header event by event, so that a hostile one of 100 MB costs no tree of 100 MB's worth of values and no
-/// recursion. Depth 1 is the header, 2 a tensor (or `__metadata__`), 3 its shape or offsets; fields that the format
-/// does not know are skipped at any depth.
+/// Reads a header event by event, so that a hostile one of 100 MB costs no tree of 100 MB's worth of values
+/// and no recursion. Depth 1 is the header, 2 a tensor (or `__metadata__`), 3 its shape or offsets; fields
+/// that the format does not know are skipped at any depth.
 class HeaderReader {
  public:
   explicit HeaderReader(std::string_view file) : file_(file) {}
@@ -48,7 +48,8 @@ class HeaderReader {
 
   bool string(std::string& value) {
     if (depth_ == 2 && tensor_ == kMetadata) {
-      if (!header_.metadata.emplace(field_, value).second) refuse("each metadata key once", quote(field_) + " twice");
+      if (!header_.metadata.emplace(field_, value).second)
+        refuse("each metadata key once", quote(field_) + " twice");
       return true;
     }
     if (depth_ != 2 || field_ != "dtype") return scalar("a string");
@@ -67,7 +68,8 @@ class HeaderReader {
       tensor_ = std::move(value);
     } else if (depth_ == 2) {
       field_ = std::move(value);
-      if (tensor_ != kMetadata && known_field() && !mark(field_)) refuse("each field once", field_ + " twice");
+      if (tensor_ != kMetadata && known_field() && !mark(field_))
+        refuse("each field once", field_ + " twice");
     }
     return true;
   }

@@ -22,8 +22,8 @@ SpecBytes bytes_of(std::string_view dtype, std::span<const std::uint64_t> shape)
 /// The JSON of a header, checked for form (keys, types, known dtypes, no key twice), not for offsets.
 SafetensorsHeader parse_header_json(std::string_view text, std::string_view file);
 
-/// All bytes of `specs`. Throws `InvalidArgument` where a file cannot hold them: a name twice or reserved, an unknown
-/// dtype, a size beyond 2^64 or not in whole bytes.
+/// All bytes of `specs`. Throws `InvalidArgument` where a file cannot hold them: a name twice or reserved, an
+/// unknown dtype, a size beyond 2^64 or not in whole bytes.
 std::uint64_t check_specs(std::span<const TensorSpec> specs);
 
 }  // namespace modicum

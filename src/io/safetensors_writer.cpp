@@ -20,7 +20,8 @@ constexpr std::uint64_t kMaxHeader = 100'000'000;
 }
 
 /// The JSON of the header; the order of the keys is that of the data, as the reference writes it.
-std::string header_json(const std::vector<TensorSpec>& specs, const std::map<std::string, std::string>& metadata) {
+std::string header_json(const std::vector<TensorSpec>& specs,
+                        const std::map<std::string, std::string>& metadata) {
   nlohmann::ordered_json json = nlohmann::ordered_json::object();
   // Appended by hand: ordered_json's [] looks through all keys before it.
   auto& entries = json.get_ref<nlohmann::ordered_json::object_t&>();
@@ -28,9 +29,9 @@ std::string header_json(const std::vector<TensorSpec>& specs, const std::map<std
   std::uint64_t begin = 0;
   for (const TensorSpec& spec : specs) {
     const std::uint64_t end = begin + bytes_of(spec.dtype, spec.shape).bytes;
-    entries.emplace_back(spec.name, nlohmann::ordered_json{{"dtype", spec.dtype},
-                                                           {"shape", spec.shape},
-                                                           {"data_offsets", {begin, end}}});
+    entries.emplace_back(
+        spec.name,
+        nlohmann::ordered_json{{"dtype", spec.dtype}, {"shape", spec.shape}, {"data_offsets", {begin, end}}});
     begin = end;
   }
   try {
@@ -74,8 +75,8 @@ std::uint64_t check_specs(std::span<const TensorSpec> specs) {
 }
 
 SafetensorsWriter::SafetensorsWriter(const std::filesystem::path& path, const std::vector<TensorSpec>& specs,
-                                     const std::map<std::string, std::string>& metadata, std::size_t alignment,
-                                     unsigned mode)
+                                     const std::map<std::string, std::string>& metadata,
+                                     std::size_t alignment, unsigned mode)
     : expected_(check_specs(specs)),
       header_(header_bytes(header_json(specs, metadata), alignment)),
       file_(path, mode) {

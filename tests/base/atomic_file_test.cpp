@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <modicum/base/atomic_file.hpp>
+#include <functional>
+#include <string_view>
 
 #include <signal.h>
 #include <sys/resource.h>
@@ -7,9 +8,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <functional>
-#include <string_view>
-
+#include <modicum/base/atomic_file.hpp>
 #include <modicum/base/error.hpp>
 
 #include "base/temporary_directory.hpp"
@@ -20,7 +19,9 @@ using Catch::Matchers::Contains;
 
 namespace {
 
-std::span<const std::byte> bytes_of(std::string_view text) { return std::as_bytes(std::span(text)); }
+std::span<const std::byte> bytes_of(std::string_view text) {
+  return std::as_bytes(std::span(text));
+}
 
 void write_file(const std::filesystem::path& path, std::string_view text, unsigned mode = 0644) {
   AtomicFile file(path, mode);

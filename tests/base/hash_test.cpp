@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <modicum/base/hash.hpp>
-
 #include <cstdint>
 #include <vector>
+
+#include <modicum/base/hash.hpp>
 
 #include "support/catch.hpp"
 

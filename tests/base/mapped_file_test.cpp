@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <modicum/base/mapped_file.hpp>
+#include <string_view>
 
 #include <sys/stat.h>
 
-#include <string_view>
-
 #include <modicum/base/error.hpp>
+#include <modicum/base/mapped_file.hpp>
 
 #include "base/temporary_directory.hpp"
 #include "support/catch.hpp"

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <stdlib.h>
-
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -11,6 +9,8 @@
 #include <string_view>
 #include <system_error>
 #include <vector>
+
+#include <stdlib.h>
 
 /// A directory of a test's own, removed with all that is in it.
 class TemporaryDirectory {

@@ -10,9 +10,10 @@
 namespace modicum {
 
 /// A file that appears whole or not at all: written beside its path under a name of its own, then fsynced and
-/// renamed by `commit`. Without `commit` (an exception, a crash) the old file stays; the leftover is removed by the
-/// destructor or, after a crash, by the next writer to the same path. Two writers at once do not disturb each
-/// other: the last to commit wins. Where `path` is a symbolic link, the link is replaced, not what it points to.
+/// renamed by `commit`. Without `commit` (an exception, a crash) the old file stays; the leftover is removed
+/// by the destructor or, after a crash, by the next writer to the same path. Two writers at once do not
+/// disturb each other: the last to commit wins. Where `path` is a symbolic link, the link is replaced, not
+/// what it points to.
 class AtomicFile {
  public:
   /// Opens the temporary beside `path` with permission bits `mode`, whatever the umask. Throws `IoError`.

@@ -20,14 +20,14 @@
 
 namespace modicum {
 
-/// A Hugging Face directory: config.json and model.safetensors, or (where there is no such file, as transformers
-/// looks for them) the shards that model.safetensors.index.json names. The weights are mapped, not copied. Copies of
-/// a Checkpoint share everything; views stay valid as long as one of them lives.
+/// A Hugging Face directory: config.json and model.safetensors, or (where there is no such file, as
+/// transformers looks for them) the shards that model.safetensors.index.json names. The weights are mapped,
+/// not copied. Copies of a Checkpoint share everything; views stay valid as long as one of them lives.
 class Checkpoint {
  public:
-  /// Throws `IoError` for a missing directory or file, `FormatError` where a file is broken, or where the index
-  /// names a shard that is absent or outside the directory, or a tensor that its shard does not hold. Tensors of a
-  /// shard that the index does not name are left out.
+  /// Throws `IoError` for a missing directory or file, `FormatError` where a file is broken, or where the
+  /// index names a shard that is absent or outside the directory, or a tensor that its shard does not hold.
+  /// Tensors of a shard that the index does not name are left out.
   static Checkpoint open(const std::filesystem::path& directory);
 
   const std::filesystem::path& directory() const noexcept;
@@ -39,15 +39,15 @@ class Checkpoint {
   const TensorInfo& info(std::string_view tensor) const;
   /// The bytes in place, which in rare old files are not aligned to the element size.
   std::span<const std::byte> bytes(std::string_view tensor) const;
-  /// A float tensor of one or two dimensions as a matrix in place ([n] is one row of n). Where the file does not
-  /// align it to its element size, the first call makes an aligned copy that the checkpoint keeps. Throws
+  /// A float tensor of one or two dimensions as a matrix in place ([n] is one row of n). Where the file does
+  /// not align it to its element size, the first call makes an aligned copy that the checkpoint keeps. Throws
   /// `FormatError` unless it is [rows, cols] of F32, BF16 or F16. Safe from several threads.
   WeightView weight(std::string_view tensor, std::size_t rows, std::size_t cols) const;
   const std::vector<SafetensorsFile>& files() const noexcept;
 
-  /// XXH3-128 over config.json's meaning for the forward pass and every tensor's name, dtype, shape and bytes: two
-  /// checkpoints with one fingerprint compute the same, however they are sharded and spelled. Reads all weights in
-  /// blocks of 16 MiB, spread over `pool` if there is one.
+  /// XXH3-128 over config.json's meaning for the forward pass and every tensor's name, dtype, shape and
+  /// bytes: two checkpoints with one fingerprint compute the same, however they are sharded and spelled.
+  /// Reads all weights in blocks of 16 MiB, spread over `pool` if there is one.
   std::string fingerprint(ThreadPool* pool = nullptr, const Progress& progress = {}) const;
 
  private:
@@ -57,14 +57,15 @@ class Checkpoint {
 };
 
 /// Writes a checkpoint's weights as shards of at most `shard_bytes` with an index (or one model.safetensors),
-/// named as transformers names them, streaming. Everything is written beside; `commit` renames the shards and then
-/// the index into place. config.json and the tokenizer's files are the caller's to write.
+/// named as transformers names them, streaming. Everything is written beside; `commit` renames the shards and
+/// then the index into place. config.json and the tokenizer's files are the caller's to write.
 class CheckpointWriter {
  public:
-  /// `specs` lists every tensor in the order in which bytes will come. A tensor larger than `shard_bytes` gets a
-  /// shard of its own. Creates `directory` where it is missing. Throws `InvalidArgument` for specs that cannot be
-  /// written, and where the directory already holds weights (model*.safetensors or their index): shards of two
-  /// layouts side by side would leave a reader to guess, and weights that somebody has are not overwritten.
+  /// `specs` lists every tensor in the order in which bytes will come. A tensor larger than `shard_bytes`
+  /// gets a shard of its own. Creates `directory` where it is missing. Throws `InvalidArgument` for specs
+  /// that cannot be written, and where the directory already holds weights (model*.safetensors or their
+  /// index): shards of two layouts side by side would leave a reader to guess, and weights that somebody has
+  /// are not overwritten.
   CheckpointWriter(std::filesystem::path directory, std::vector<TensorSpec> specs,
                    std::uint64_t shard_bytes = std::uint64_t{5} << 30,
                    std::map<std::string, std::string> metadata = {{"format", "pt"}});

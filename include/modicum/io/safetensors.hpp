@@ -37,11 +37,11 @@ struct SafetensorsHeader {
 /// Bits of one element of a safetensors dtype, or 0 for an unknown name.
 std::size_t safetensors_bits(std::string_view dtype);
 
-/// Parses and checks the header of a whole file's bytes: length within 100 MB and the file, UTF-8 JSON that begins
-/// with '{', known dtypes, no overflow, offsets that cover the data section without gap or overlap and end where the
-/// file ends. Stricter than the reference where its leniency is an accident of its JSON library: no key twice (it
-/// takes the last), tensors as objects only (it also takes arrays). Throws `FormatError` that says what and where;
-/// `name` stands in its text.
+/// Parses and checks the header of a whole file's bytes: length within 100 MB and the file, UTF-8 JSON that
+/// begins with '{', known dtypes, no overflow, offsets that cover the data section without gap or overlap and
+/// end where the file ends. Stricter than the reference where its leniency is an accident of its JSON
+/// library: no key twice (it takes the last), tensors as objects only (it also takes arrays). Throws
+/// `FormatError` that says what and where; `name` stands in its text.
 SafetensorsHeader parse_safetensors(std::span<const std::byte> file, std::string_view name);
 
 /// A mapped safetensors file. Copies share the mapping and the header.
@@ -68,18 +68,19 @@ struct TensorSpec {
   std::vector<std::uint64_t> shape;
 };
 
-/// Writes one safetensors file in the order of `specs`, streaming: bytes are appended tensor by tensor, and the file
-/// appears under its path only with `commit`. The data section begins at a multiple of `alignment`; within it the
-/// tensors lie end to end, so those with the widest elements should come first.
+/// Writes one safetensors file in the order of `specs`, streaming: bytes are appended tensor by tensor, and
+/// the file appears under its path only with `commit`. The data section begins at a multiple of `alignment`;
+/// within it the tensors lie end to end, so those with the widest elements should come first.
 class SafetensorsWriter {
  public:
-  /// `mode`: permission bits of the file. Throws `InvalidArgument` for specs that the format cannot hold, `IoError`.
+  /// `mode`: permission bits of the file. Throws `InvalidArgument` for specs that the format cannot hold,
+  /// `IoError`.
   SafetensorsWriter(const std::filesystem::path& path, const std::vector<TensorSpec>& specs,
                     const std::map<std::string, std::string>& metadata = {}, std::size_t alignment = 8,
                     unsigned mode = 0644);
 
-  /// Appends bytes, of as many tensors as they reach into. Throws `InvalidArgument` where more comes than the specs
-  /// hold.
+  /// Appends bytes, of as many tensors as they reach into. Throws `InvalidArgument` where more comes than the
+  /// specs hold.
   void append(std::span<const std::byte> bytes);
   /// Bytes that the specs still wait for.
   std::uint64_t remaining() const noexcept { return expected_ - written_; }
