@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstddef>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include <modicum/io/checkpoint.hpp>
+#include <modicum/model/transformer.hpp>
+#include <modicum/text/tokenizer.hpp>
+
+namespace modicum {
+
+struct LoadOptions {
+  std::optional<DType> dtype = std::nullopt;  ///< empty: as stored
+  std::size_t threads = 0;                    ///< 0: every processor that this process may use
+};
+
+/// A Hugging Face directory, ready to run: its checkpoint (mapped), transformer and tokenizer. Copies share everything.
+class Model {
+ public:
+  /// Throws `IoError`, `FormatError` or `Unsupported` that name the file and field.
+  static Model load(const std::filesystem::path& directory, const LoadOptions& options = {});
+
+  const Checkpoint& checkpoint() const noexcept { return state_->checkpoint; }
+  const ModelConfig& config() const noexcept { return state_->checkpoint.config(); }
+  const Transformer& transformer() const noexcept { return state_->transformer; }
+  /// Throws `IoError` where the directory has no tokenizer.json.
+  const Tokenizer& tokenizer() const;
+
+  /// Everything that decides what the model computes and how text becomes tokens: weights, configuration, dtype and
+  /// tokenizer. Hashes the weights on first use.
+  const std::string& fingerprint() const;
+
+ private:
+  struct State {
+    State(Checkpoint c, const LoadOptions& options);
+    Checkpoint checkpoint;
+    Transformer transformer;
+    std::once_flag tokenizer_once;
+    std::optional<Tokenizer> tokenizer;
+    std::once_flag fingerprint_once;
+    std::string fingerprint;
+  };
+  explicit Model(std::shared_ptr<State> state) : state_(std::move(state)) {}
+  std::shared_ptr<State> state_;
+};
+
+}  // namespace modicum

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include <modicum/io/checkpoint.hpp>
+#include <modicum/tensor/matrix.hpp>
+
+namespace modicum {
+
+/// y = W x + b: the matrix in place, the bias (or none) as f32.
+struct LinearWeights {
+  WeightView weight;
+  std::vector<float> bias;
+
+  const float* bias_or_null() const { return bias.empty() ? nullptr : bias.data(); }
+};
+
+struct LayerWeights {
+  std::vector<float> input_norm;
+  std::vector<float> post_attention_norm;
+  std::vector<float> q_norm;  ///< [head_dim], empty without QK-norm
+  std::vector<float> k_norm;
+  LinearWeights q, k, v, o;
+  LinearWeights gate, up, down;
+};
+
+/// A checkpoint's tensors by their role. Matrices are views into the mapped files, or into memory of their own where
+/// another dtype was asked for; vectors are copied to f32.
+struct ModelWeights {
+  DType dtype = DType::f32;  ///< of every matrix
+  WeightView embedding;      ///< [vocab_size, hidden_size]
+  WeightView head;           ///< [vocab_size, hidden_size]; the embedding where they are tied
+  std::vector<float> norm;
+  std::vector<LayerWeights> layers;
+  std::shared_ptr<const void> owner;  ///< mapped files and converted copies
+
+  /// `dtype` empty: the one in which the first layer's matrices are stored. Throws `FormatError` for a tensor that is
+  /// missing, has another shape, or that a model of this configuration does not have (leaving it out would answer from
+  /// the wrong model).
+  static ModelWeights load(const Checkpoint& checkpoint, std::optional<DType> dtype = std::nullopt);
+};
+
+}  // namespace modicum

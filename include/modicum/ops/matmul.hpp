@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include <modicum/base/thread_pool.hpp>
+#include <modicum/tensor/matrix.hpp>
+
+namespace modicum::ops {
+
+/// One product that shares its input with others: y[t, o] = Σ_k x[t, k] · w[o, k] + bias[o], f32, row stride
+/// `y_stride`; with `add`, that is added to what y holds.
+struct Product {
+  WeightView weight;
+  const float* bias = nullptr;  ///< [rows of weight] or null
+  float* y = nullptr;
+  std::size_t y_stride = 0;
+  bool add = false;
+};
+
+/// Memory that `matmul` packs activations into; kept by the caller so that a step allocates nothing.
+struct MatmulScratch {
+  std::vector<std::uint64_t> words;
+};
+
+/// x is f32 [tokens, cols], row-major without gaps; all weights have that many columns and one dtype.
+///
+/// Numeric contract: products are summed in f32, each y[t, o] by itself and in one order that depends on the
+/// instruction set alone, so it is bit-identical whatever the number of threads or tokens. With bf16 weights, x is
+/// rounded to bf16 first; with f16 and f32 weights it stays f32.
+void matmul(ThreadPool& pool, const float* x, std::size_t tokens, std::size_t cols,
+            std::span<const Product> products, MatmulScratch& scratch);
+
+}  // namespace modicum::ops

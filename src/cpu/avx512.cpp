@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <immintrin.h>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+
+#include "kernels.hpp"
+#include "target.hpp"
+
+#define MODICUM_AVX512 "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,prefer-vector-width=512"
+
+MODICUM_TARGET_BEGIN(MODICUM_AVX512)
+namespace modicum::cpu::avx512 {
+
+using ops::kKeyTile;
+
+struct V {
+  using F = __m512;
+  static constexpr std::size_t width = 16;
+  static constexpr int rows = 4;
+  static F zero() { return _mm512_setzero_ps(); }
+  static F set1(float x) { return _mm512_set1_ps(x); }
+  static F load(const float* p) { return _mm512_loadu_ps(p); }
+  static F load(const bf16* p) {
+    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+  }
+  static F load(const f16* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+  static void store(float* p, F v) { _mm512_storeu_ps(p, v); }
+  static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+  static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+  static float sum(F v) {
+    const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
+  }
+  static float fma1(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+};
+
+#include "generic.inc"
+
+}  // namespace modicum::cpu::avx512
+MODICUM_TARGET_END
+
+namespace modicum::cpu {
+
+const KernelTable& avx512_kernels() {
+  using namespace avx512;
+  static const KernelTable table{ops::Isa::avx512, packed_bytes_f32, pack_f32, matmul_f32_lanes, load_keys, scores,
+                                 accumulate,       rms_norm,         silu_mul, rope};
+  return table;
+}
+
+}  // namespace modicum::cpu

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+// bf16 dot products (VDPBF16PS): two products a lane, summed into f32. Everything else is AVX-512's.
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "kernels.hpp"
+#include "target.hpp"
+
+MODICUM_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")
+namespace modicum::cpu::avx512bf16 {
+
+struct V {
+  using F = __m512;
+  static constexpr int rows = 4;
+  static F zero() { return _mm512_setzero_ps(); }
+  static float sum(F v) {
+    const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
+  }
+};
+
+struct Bf16Dot {
+  using X = bf16;
+  static constexpr std::size_t step = 32;
+  static __m512i load_x(const X* x) { return _mm512_loadu_si512(x); }
+  static __m512i load_w(const void* w, std::size_t k) { return _mm512_loadu_si512(static_cast<const bf16*>(w) + k); }
+  static __m512i load_w_tail(const void* w, std::size_t k, std::size_t n) {
+    return _mm512_maskz_loadu_epi16((1u << n) - 1u, static_cast<const bf16*>(w) + k);
+  }
+  static V::F mac(V::F acc, __m512i x, __m512i w) { return _mm512_dpbf16_ps(acc, (__m512bh)x, (__m512bh)w); }
+  static const void* row(const void* w, std::size_t o, std::size_t cols) {
+    return static_cast<const bf16*>(w) + o * cols;
+  }
+};
+
+#include "matmul.inc"
+
+void matmul(const MatmulTask& task) {
+  if (task.dtype == DType::bf16) return matmul_rows<Bf16Dot>(task);
+  avx512_kernels().matmul(task);
+}
+
+std::size_t packed_bytes(DType dtype, std::size_t tokens, std::size_t cols) {
+  if (dtype == DType::bf16) return tokens * padded(cols, kColumnPad) * sizeof(bf16);
+  return avx512_kernels().packed_bytes(dtype, tokens, cols);
+}
+
+void pack(DType dtype, const float* x, std::size_t tokens, std::size_t cols, std::size_t group, void* packed) {
+  if (dtype != DType::bf16) return avx512_kernels().pack(dtype, x, tokens, cols, group, packed);
+  const std::size_t stride = padded(cols, kColumnPad);
+  const std::size_t end = std::min(tokens, (group + 1) * kPackTokens);
+  for (std::size_t t = group * kPackTokens; t < end; ++t) {
+    bf16* row = static_cast<bf16*>(packed) + t * stride;
+    for (std::size_t k = 0; k < cols; ++k) row[k] = to_bf16(x[t * cols + k]);
+    for (std::size_t k = cols; k < stride; ++k) row[k] = bf16{};
+  }
+}
+
+}  // namespace modicum::cpu::avx512bf16
+MODICUM_TARGET_END
+
+namespace modicum::cpu {
+
+const KernelTable& avx512bf16_kernels() {
+  static const KernelTable table = [] {
+    KernelTable t = avx512_kernels();
+    t.isa = ops::Isa::avx512bf16;
+    t.packed_bytes = avx512bf16::packed_bytes;
+    t.pack = avx512bf16::pack;
+    t.matmul = avx512bf16::matmul;
+    return t;
+  }();
+  return table;
+}
+
+}  // namespace modicum::cpu

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+// The table of kernels that each instruction set fills. Kernels take pointers and sizes; they neither allocate, throw
+// nor print.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include <modicum/ops/attention.hpp>
+#include <modicum/ops/isa.hpp>
+#include <modicum/tensor/dtype.hpp>
+
+namespace modicum::cpu {
+
+/// Packed activations begin at a multiple of this, and their columns are padded with zeros to a multiple of kColumnPad.
+inline constexpr std::size_t kAlignment = 64;
+inline constexpr std::size_t kColumnPad = 32;
+/// Packing works on groups of this many tokens.
+inline constexpr std::size_t kPackTokens = 16;
+inline constexpr std::size_t kMostHeadDim = 256;
+
+inline constexpr std::size_t padded(std::size_t n, std::size_t to) { return (n + to - 1) / to * to; }
+
+/// Rows [o_begin, o_end) of one product: y[t, o] (+)= dot(x[t], w[o]) + bias[o] for all t < tokens.
+struct MatmulTask {
+  DType dtype = DType::f32;
+  const void* x = nullptr;  ///< as `pack` left it
+  std::size_t tokens = 0;
+  std::size_t cols = 0;
+  const void* w = nullptr;  ///< [rows, cols]
+  std::size_t o_begin = 0;
+  std::size_t o_end = 0;
+  const float* bias = nullptr;
+  float* y = nullptr;
+  std::size_t y_stride = 0;
+  bool add = false;
+};
+
+/// A tile of keys and values of one key head as f32: keys transposed [head_dim, kKeyTile], values
+/// [kKeyTile, value_stride]; keys that are absent are zero.
+struct TileBuffer {
+  alignas(kAlignment) float k[kMostHeadDim * ops::kKeyTile];
+  alignas(kAlignment) float v[ops::kKeyTile * kMostHeadDim];
+};
+
+/// Rows of keys and values of one head: elements `stride` apart from row to row.
+struct KeyRows {
+  const void* k = nullptr;
+  const void* v = nullptr;
+  std::size_t stride = 0;
+  std::size_t count = 0;
+};
+
+/// One query row's running softmax over the tiles seen so far.
+struct SoftmaxRow {
+  const float* q = nullptr;   ///< [head_dim], in the rotation of the current run
+  float* o = nullptr;         ///< [padded head_dim]: Σ p v
+  float most = 0;             ///< the largest score
+  float sum = 0;              ///< Σ p
+  std::uint32_t first = 0;    ///< keys [first, last) of the current tile are seen
+  std::uint32_t last = 0;
+  alignas(kAlignment) float p[ops::kKeyTile];  ///< scores, then weights, of the current tile
+};
+
+struct KernelTable {
+  ops::Isa isa;
+  /// Bytes that `pack` fills for this shape.
+  std::size_t (*packed_bytes)(DType dtype, std::size_t tokens, std::size_t cols);
+  /// Packs tokens [16 g, 16 g + 16) of x [tokens, cols] for weights of `dtype`.
+  void (*pack)(DType dtype, const float* x, std::size_t tokens, std::size_t cols, std::size_t group, void* packed);
+  void (*matmul)(const MatmulTask& task);
+  /// Fills keys [begin, begin + rows.count) of `tile`.
+  void (*load_keys)(DType dtype, const KeyRows& rows, std::size_t head_dim, std::size_t begin, TileBuffer& tile);
+  /// p[j] = scale · dot(q, k[j]) for j in [first, last) of the tile, for `count` rows.
+  void (*scores)(SoftmaxRow* rows, std::size_t count, const TileBuffer& tile, std::size_t head_dim, float scale,
+                 std::uint32_t first, std::uint32_t last);
+  /// Turns scores into weights and adds weights · values to each row.
+  void (*accumulate)(SoftmaxRow* rows, std::size_t count, const TileBuffer& tile, std::size_t head_dim);
+  void (*rms_norm)(const float* x, const float* weight, float eps, std::size_t n, float* y);
+  void (*silu_mul)(float* gate, const float* up, std::size_t n);
+  void (*rope)(float* x, const float* cos, const float* sin, std::size_t heads, std::size_t head_dim);
+};
+
+const KernelTable& plain_kernels();
+const KernelTable& avx2_kernels();
+const KernelTable& avx512_kernels();
+const KernelTable& avx512bf16_kernels();
+const KernelTable& amx_kernels();
+
+/// Asks the operating system for the tile registers. False where it has none to give.
+bool amx_request();
+
+/// The active instruction set's kernels.
+const KernelTable& kernels();
+
+}  // namespace modicum::cpu

@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <modicum/kv/arena.hpp>
+
+#include <algorithm>
+#include <limits>
+#include <new>
+#include <string>
+
+#include <modicum/base/error.hpp>
+
+namespace modicum {
+namespace {
+
+constexpr std::size_t kLeastRows = 256;
+constexpr std::align_val_t kAlignment{64};
+
+}  // namespace
+
+KvArena::KvArena(KvShape shape, std::size_t max_bytes) : shape_(shape), max_bytes_(max_bytes) {}
+
+void KvArena::add_block(std::size_t rows) {
+  // A quarter more than there is: the number of blocks grows with the logarithm of the rows.
+  rows = std::max({rows, kLeastRows, in_use_ / 4});
+  const std::size_t bytes = rows * shape_.token_bytes();
+  if (rows > std::numeric_limits<std::uint32_t>::max() || (max_bytes_ != 0 && reserved_ + bytes > max_bytes_)) {
+    fail<OutOfMemory>({.op = "kv.allocate", .what = "keys and values of " + std::to_string(rows) + " more tokens",
+                       .expected = "at most " + std::to_string(max_bytes_) + " bytes in all",
+                       .got = std::to_string(reserved_ + bytes), .todo = "drop branches or raise the bound"});
+  }
+  // Left uninitialised: the system hands out pages as rows are written.
+  auto* memory = static_cast<std::byte*>(::operator new(bytes, kAlignment, std::nothrow));
+  if (memory == nullptr) {
+    fail<OutOfMemory>({.op = "kv.allocate", .what = "memory for keys and values",
+                       .expected = std::to_string(bytes) + " bytes", .got = "none",
+                       .todo = "use a shorter context or fewer branches"});
+  }
+  std::shared_ptr<const void> owner(memory, [](const void* p) {
+    ::operator delete(const_cast<void*>(p), kAlignment);
+  });
+  auto segment = std::make_unique<KvSegment>();
+  segment->k = memory;
+  segment->v = memory + rows * shape_.row_bytes();
+  segment->layer_stride = 2 * rows * shape_.row_bytes();
+  segment->rows = rows;
+  segment->owner = std::move(owner);
+  Block block{std::move(segment), {}, 0};
+  block.free.emplace(0, static_cast<std::uint32_t>(rows));
+  blocks_.push_back(std::move(block));
+  reserved_ += bytes;
+}
+
+SlotRun KvArena::take(Block& block, std::map<std::uint32_t, std::uint32_t>::iterator at, std::size_t rows) {
+  const auto [first, count] = *at;
+  const auto taken = static_cast<std::uint32_t>(std::min<std::size_t>(rows, count));
+  if (taken < count) block.free.emplace_hint(std::next(at), first + taken, count - taken);
+  block.free.erase(first);
+  block.used += taken;
+  return {block.segment.get(), first, taken};
+}
+
+std::vector<SlotRun> KvArena::allocate(std::size_t rows) {
+  if (rows == 0) return {};
+  const auto fit = [&]() -> std::vector<SlotRun> {
+    for (Block& block : blocks_) {
+      for (auto at = block.free.begin(); at != block.free.end(); ++at) {
+        if (at->second >= rows) return {take(block, at, rows)};
+      }
+    }
+    return {};
+  };
+  std::vector<SlotRun> runs = fit();
+  if (runs.empty()) {
+    add_block(rows);
+    runs = fit();
+  }
+  in_use_ += rows;
+  return runs;
+}
+
+void KvArena::release(const SlotRun& run) noexcept {
+  const auto block = std::find_if(blocks_.begin(), blocks_.end(),
+                                  [&](const Block& b) { return b.segment.get() == run.segment; });
+  if (block == blocks_.end() || run.count == 0) return;
+  block->used -= run.count;
+  in_use_ -= run.count;
+  auto [at, inserted] = block->free.emplace(run.first, run.count);
+  if (const auto next = std::next(at); next != block->free.end() && at->first + at->second == next->first) {
+    at->second += next->second;
+    block->free.erase(next);
+  }
+  if (at != block->free.begin()) {
+    const auto before = std::prev(at);
+    if (before->first + before->second == at->first) {
+      before->second += at->second;
+      block->free.erase(at);
+    }
+  }
+  if (block->used == 0) {
+    reserved_ -= block->segment->rows * shape_.token_bytes();
+    blocks_.erase(block);
+  }
+}
+
+}  // namespace modicum
