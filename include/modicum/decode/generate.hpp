@@ -32,10 +32,14 @@ enum class FinishReason {
 /// The name of the enumerator, as it reads in a report or in Python.
 constexpr std::string_view name(FinishReason reason) noexcept {
   switch (reason) {
-    case FinishReason::stop_token: return "stop_token";
-    case FinishReason::stop_string: return "stop_string";
-    case FinishReason::length: return "length";
-    case FinishReason::cancelled: break;
+    case FinishReason::stop_token:
+      return "stop_token";
+    case FinishReason::stop_string:
+      return "stop_string";
+    case FinishReason::length:
+      return "length";
+    case FinishReason::cancelled:
+      break;
   }
   return "cancelled";
 }
@@ -60,16 +64,18 @@ using TokenCallback = std::function<bool(const GeneratedToken&)>;
 
 template <class State>
 struct GenerateResult {
-  /// The new tokens, with the stop token that ended them if one did, as transformers' `generate` returns them.
+  /// The new tokens, with the stop token that ended them if one did, as transformers' `generate` returns
+  /// them.
   std::vector<TokenId> ids;
-  /// Their text without the stop token, special tokens, and a stop string with what follows it. Empty without a
-  /// tokenizer.
+  /// Their text without the stop token, special tokens, and a stop string with what follows it. Empty without
+  /// a tokenizer.
   std::string text;
-  /// Of each of `ids`, natural logarithm: the model's own distribution, before penalties, temperature and filters.
+  /// Of each of `ids`, natural logarithm: the model's own distribution, before penalties, temperature and
+  /// filters.
   std::vector<float> log_probabilities;
   FinishReason finish_reason;
-  /// Has read the prompt and all of `ids` but the last, which need not be read to be known. To go on, step from here
-  /// with the last id.
+  /// Has read the prompt and all of `ids` but the last, which need not be read to be known. To go on, step
+  /// from here with the last id.
   State state;
 };
 
@@ -78,7 +84,9 @@ namespace detail {
 inline void check_stop_ids(std::string_view op, std::span<const TokenId> stop_ids, std::size_t vocabulary) {
   for (const TokenId id : stop_ids) {
     if (id < 0 || static_cast<std::size_t>(id) >= vocabulary) {
-      fail({.op = op, .what = "stop_ids", .expected = "0 to " + std::to_string(vocabulary - 1),
+      fail({.op = op,
+            .what = "stop_ids",
+            .expected = "0 to " + std::to_string(vocabulary - 1),
             .got = std::to_string(id)});
     }
   }
@@ -89,14 +97,18 @@ inline void check_lengths(std::string_view op, std::size_t min_new_tokens, std::
     fail({.op = op, .what = "max_new_tokens", .expected = "at least 1", .got = "0"});
   }
   if (min_new_tokens > max_new_tokens) {
-    fail({.op = op, .what = "min_new_tokens", .expected = "at most max_new_tokens (" +
-          std::to_string(max_new_tokens) + ")", .got = std::to_string(min_new_tokens)});
+    fail({.op = op,
+          .what = "min_new_tokens",
+          .expected = "at most max_new_tokens (" + std::to_string(max_new_tokens) + ")",
+          .got = std::to_string(min_new_tokens)});
   }
 }
 
 inline void check_start_logits(std::string_view op, std::size_t got, std::size_t vocabulary) {
   if (got != vocabulary || vocabulary == 0) {
-    fail({.op = op, .what = "logits after the prompt", .expected = std::to_string(vocabulary) + " numbers, at least 1",
+    fail({.op = op,
+          .what = "logits after the prompt",
+          .expected = std::to_string(vocabulary) + " numbers, at least 1",
           .got = std::to_string(got)});
   }
 }
@@ -109,9 +121,14 @@ class Generation {
 
   Generation(M& model, State start, std::span<const float> start_logits, std::span<const TokenId> prompt,
              const GenerateOptions& options, const Tokenizer* tokenizer)
-      : model_(model), prompt_(prompt), options_(options), logits_(start_logits.begin(), start_logits.end()),
-        penalty_(options.sampling.repetition_penalty, logits_.size()), sampler_(options.sampling),
-        text_(tokenizer, options.stop), result_{.state = std::move(start)} {}
+      : model_(model),
+        prompt_(prompt),
+        options_(options),
+        logits_(start_logits.begin(), start_logits.end()),
+        penalty_(options.sampling.repetition_penalty, logits_.size()),
+        sampler_(options.sampling),
+        text_(tokenizer, options.stop),
+        result_{.state = std::move(start)} {}
 
   GenerateResult<State> run(const TokenCallback& callback) {
     for (;;) {
@@ -184,23 +201,26 @@ class Generation {
 
 }  // namespace detail
 
-/// Continues a text by greedy choice or sampling, token for token as transformers' `generate(num_beams=1)` does in
-/// greedy mode on equal logits.
+/// Continues a text by greedy choice or sampling, token for token as transformers' `generate(num_beams=1)`
+/// does in greedy mode on equal logits.
 ///
-/// `start` has read `prompt`, and `start_logits` (f32 [vocabulary]) are the logits after it; `prompt` itself serves
-/// the repetition penalty only. `tokenizer` may be null when only ids are wanted. Throws `InvalidArgument` for
-/// options that make no sense and for logits that are not numbers; what the model and the callback throw passes
-/// through.
+/// `start` has read `prompt`, and `start_logits` (f32 [vocabulary]) are the logits after it; `prompt` itself
+/// serves the repetition penalty only. `tokenizer` may be null when only ids are wanted. Throws
+/// `InvalidArgument` for options that make no sense and for logits that are not numbers; what the model and
+/// the callback throw passes through.
 template <StepModel M>
-GenerateResult<typename M::State> generate(M& model, typename M::State start, std::span<const float> start_logits,
+GenerateResult<typename M::State> generate(M& model, typename M::State start,
+                                           std::span<const float> start_logits,
                                            std::span<const TokenId> prompt, const GenerateOptions& options,
-                                           const Tokenizer* tokenizer = nullptr, const TokenCallback& callback = {}) {
+                                           const Tokenizer* tokenizer = nullptr,
+                                           const TokenCallback& callback = {}) {
   const std::size_t vocabulary = model.vocabulary_size();
   detail::check_start_logits("generate", start_logits.size(), vocabulary);
   detail::check_lengths("generate", options.min_new_tokens, options.max_new_tokens);
   detail::check_stop_ids("generate", options.stop_ids, vocabulary);
   validate(options.sampling, "generate");
-  return detail::Generation<M>(model, std::move(start), start_logits, prompt, options, tokenizer).run(callback);
+  return detail::Generation<M>(model, std::move(start), start_logits, prompt, options, tokenizer)
+      .run(callback);
 }
 
 }  // namespace modicum

@@ -15,19 +15,22 @@
 
 namespace modicum {
 
-/// exp(x) in f32 for x <= 0, within 2 units in the last place; 0 below -87.3, where the result would be denormal.
-/// Branch-free, so that a loop over it becomes vector code on every instruction set. NaN stays NaN.
+namespace detail {
+
+/// At and below it, `exp_clamped` gives 0: 2^-127 has all bits zero when it is made by a shift.
+inline constexpr float kLowestExponent = -88.0f;
+
+/// exp(x) in f32 for -88 <= x <= 0, within 2 units in the last place; 0 below -87.7. NaN stays NaN. Without a
+/// branch, so that a loop over it becomes vector code on every instruction set.
 /// Method: Cephes expf, i.e. x = n ln 2 + r with |r| <= ln 2 / 2 and a polynomial for e^r.
-inline float exp_nonpositive(float x) noexcept {
-  constexpr float kLowest = -87.3f;
+inline float exp_clamped(float x) noexcept {
   constexpr float kLog2E = 1.44269504088896341f;
   constexpr float kLn2High = 0.693359375f;
   constexpr float kLn2Low = -2.12194440e-4f;
   constexpr float kRound = 12582912.0f;  // 1.5 · 2^23: adding it leaves the rounded n in the low bits
-  const float clamped = x < kLowest ? kLowest : x;
-  const float shifted = clamped * kLog2E + kRound;
+  const float shifted = x * kLog2E + kRound;
   const float n = shifted - kRound;
-  const float r = (clamped - n * kLn2High) - n * kLn2Low;
+  const float r = (x - n * kLn2High) - n * kLn2Low;
   float p = 1.9875691500e-4f;
   p = p * r + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
@@ -35,8 +38,15 @@ inline float exp_nonpositive(float x) noexcept {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
-  const float power = std::bit_cast<float>((std::bit_cast<std::uint32_t>(shifted) << 23) + 0x3f800000u);
-  return x < kLowest ? 0.0f : p * power;
+  return p * std::bit_cast<float>((std::bit_cast<std::uint32_t>(shifted) << 23) + 0x3f800000u);
+}
+
+}  // namespace detail
+
+/// exp(x) in f32 for x <= 0, within 2 units in the last place; 0 below -87.7, where the result would be
+/// denormal.
+inline float exp_nonpositive(float x) noexcept {
+  return detail::exp_clamped(x < detail::kLowestExponent ? detail::kLowestExponent : x);
 }
 
 /// The largest of `values`; -inf when there are none. NaN is passed over.
@@ -56,32 +66,35 @@ inline float largest(std::span<const float> values) noexcept {
   return *std::max_element(lane.begin(), lane.end());
 }
 
-/// sum over i of exp(values[i] - shift), where no value exceeds `shift`: f32 in 16 lanes within a block of 256, f64
-/// across blocks, always in the same order.
+/// sum over i of exp(values[i] - shift), where no value exceeds `shift`: f32 in 16 lanes within a block of
+/// 256, f64 across blocks, always in the same order.
 inline double sum_exp(std::span<const float> values, float shift) noexcept {
   constexpr std::size_t kLanes = 16;
   constexpr std::size_t kBlock = 256;
+  std::array<float, kBlock> x;
   double total = 0.0;
-  std::size_t i = 0;
-  for (; i + kBlock <= values.size(); i += kBlock) {
+  for (std::size_t begin = 0; begin < values.size(); begin += kBlock) {
+    const std::span<const float> block = values.subspan(begin, std::min(kBlock, values.size() - begin));
+    x.fill(detail::kLowestExponent);
+    for (std::size_t i = 0; i < block.size(); ++i) {  // apart from the exponential: compilers unroll it so
+      const float difference = block[i] - shift;
+      x[i] = difference < detail::kLowestExponent ? detail::kLowestExponent : difference;
+    }
     std::array<float, kLanes> lane{};
-    for (std::size_t j = 0; j < kBlock; j += kLanes) {
-      for (std::size_t k = 0; k < kLanes; ++k) {
-        lane[k] += exp_nonpositive(values[i + j + k] - shift);
+    for (std::size_t i = 0; i < kBlock; i += kLanes) {
+      for (std::size_t j = 0; j < kLanes; ++j) {
+        lane[j] += detail::exp_clamped(x[i + j]);
       }
     }
     for (const float sum : lane) {
       total += static_cast<double>(sum);
     }
   }
-  for (; i < values.size(); ++i) {
-    total += static_cast<double>(exp_nonpositive(values[i] - shift));
-  }
   return total;
 }
 
-/// Turns the logits of one row into log-probabilities: log p = (logit - max) - log sum exp(logit - max), rounded to
-/// f32 at each step as torch's log_softmax does.
+/// Turns the logits of one row into log-probabilities: log p = (logit - max) - log sum exp(logit - max),
+/// rounded to f32 at each step as torch's log_softmax does.
 struct LogNormaliser {
   float max = 0.0f;
   float log_sum = 0.0f;

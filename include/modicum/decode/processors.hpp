@@ -11,9 +11,10 @@
 
 namespace modicum {
 
-/// Makes tokens that were seen already less likely: a negative score is multiplied by the penalty, another divided
-/// (Keskar et al., "CTRL", 2019; transformers' RepetitionPenaltyLogitsProcessor). Each token counts once, however
-/// often it was seen. An id beyond the vocabulary cannot be generated and is passed over, as there.
+/// Makes tokens that were seen already less likely: a negative score is multiplied by the penalty, another
+/// divided (Keskar et al., "CTRL", 2019; transformers' RepetitionPenaltyLogitsProcessor). Each token counts
+/// once, however often it was seen. An id beyond the vocabulary cannot be generated and is passed over, as
+/// there.
 class RepetitionPenalty {
  public:
   /// `penalty` > 0; 1 changes nothing, more than 1 discourages.

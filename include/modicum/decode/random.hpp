@@ -7,9 +7,9 @@
 
 namespace modicum {
 
-/// xoshiro256** 1.0 (Blackman and Vigna, "Scrambled linear pseudorandom number generators", 2021), its state filled
-/// from the seed by splitmix64 as the authors advise. Integer arithmetic only: one seed gives one sequence on every
-/// platform, unlike the standard library's distributions.
+/// xoshiro256** 1.0 (Blackman and Vigna, "Scrambled linear pseudorandom number generators", 2021), its state
+/// filled from the seed by splitmix64 as the authors advise. Integer arithmetic only: one seed gives one
+/// sequence on every platform, unlike the standard library's distributions.
 class Random {
  public:
   explicit Random(std::uint64_t seed) noexcept {

@@ -68,8 +68,8 @@ class StopStrings {
   bool found_ = false;
 };
 
-/// The text of a growing answer: whole characters, without special tokens, up to a stop string. Without a tokenizer
-/// there is no text, and every piece is empty.
+/// The text of a growing answer: whole characters, without special tokens, up to a stop string. Without a
+/// tokenizer there is no text, and every piece is empty.
 class TextStream {
  public:
   /// `tokenizer` may be null, then `stops` must be empty; throws `InvalidArgument` otherwise.

@@ -31,7 +31,7 @@ struct BeamOptions {
   std::size_t beams = 4;
   std::size_t max_new_tokens = 128;  ///< at least 1
   std::size_t min_new_tokens = 0;    ///< until then no stop token can be chosen
-  double length_penalty = 1.0;       ///< a hypothesis's score is its sum of log-probabilities / length^penalty
+  double length_penalty = 1.0;  ///< a hypothesis's score is its sum of log-probabilities / length^penalty
   EarlyStopping early_stopping = EarlyStopping::no;
   std::size_t num_return = 1;       ///< hypotheses to return, 1 to `beams`
   std::vector<TokenId> stop_ids;    ///< end-of-sequence tokens
@@ -44,8 +44,8 @@ struct Hypothesis {
   FinishReason finish_reason;
 };
 
-/// Best first. Fewer than `num_return` only where the model had fewer continuations to offer: transformers then fills
-/// up with copies whose scores are about -1e9, which are left out here.
+/// Best first. Fewer than `num_return` only where the model had fewer continuations to offer: transformers
+/// then fills up with copies whose scores are about -1e9, which are left out here.
 struct BeamResult {
   std::vector<Hypothesis> hypotheses;
 };
@@ -56,25 +56,32 @@ inline void validate(const BeamOptions& o, std::size_t vocabulary) {
     fail({.op = "beam", .what = "beams", .expected = "at least 1", .got = "0"});
   }
   if (o.num_return == 0 || o.num_return > o.beams) {
-    fail({.op = "beam", .what = "num_return", .expected = "1 to beams (" + std::to_string(o.beams) + ")",
+    fail({.op = "beam",
+          .what = "num_return",
+          .expected = "1 to beams (" + std::to_string(o.beams) + ")",
           .got = std::to_string(o.num_return)});
   }
   detail::check_lengths("beam", o.min_new_tokens, o.max_new_tokens);
   detail::check_stop_ids("beam", o.stop_ids, vocabulary);
-  detail::check_range("beam", "length_penalty", o.length_penalty, std::isfinite(o.length_penalty), "a finite number");
+  detail::check_range("beam", "length_penalty", o.length_penalty, std::isfinite(o.length_penalty),
+                      "a finite number");
   detail::check_range("beam", "repetition_penalty", o.repetition_penalty,
-                      o.repetition_penalty > 0.0 && std::isfinite(o.repetition_penalty), "a finite number above 0");
+                      o.repetition_penalty > 0.0 && std::isfinite(o.repetition_penalty),
+                      "a finite number above 0");
   const std::size_t needed = std::max<std::size_t>(2, 1 + o.stop_ids.size());
   if (vocabulary < needed) {
-    fail({.op = "beam", .what = "vocabulary", .expected = "at least " + std::to_string(needed) +
-          " tokens, one more than stop_ids", .got = std::to_string(vocabulary)});
+    fail({.op = "beam",
+          .what = "vocabulary",
+          .expected = "at least " + std::to_string(needed) + " tokens, one more than stop_ids",
+          .got = std::to_string(vocabulary)});
   }
 }
 
 namespace detail {
 
-/// One call of `beam` with at least two beams, for one prompt. A step is transformers' `_beam_search` loop body with
-/// the batch taken out: what it does to a prompt that is done while others in the batch are not never happens here.
+/// One call of `beam` with at least two beams, for one prompt. A step is transformers' `_beam_search` loop
+/// body with the batch taken out: what it does to a prompt that is done while others in the batch are not
+/// never happens here.
 template <StepModel M>
 class BeamSearch {
  public:
@@ -82,8 +89,13 @@ class BeamSearch {
 
   BeamSearch(M& model, State start, std::span<const float> start_logits, std::span<const TokenId> prompt,
              const BeamOptions& options, const Progress& progress)
-      : model_(model), prompt_(prompt), options_(options), progress_(progress), vocabulary_(start_logits.size()),
-        logits_(start_logits.begin(), start_logits.end()), penalty_(options.repetition_penalty, vocabulary_) {
+      : model_(model),
+        prompt_(prompt),
+        options_(options),
+        progress_(progress),
+        vocabulary_(start_logits.size()),
+        logits_(start_logits.begin(), start_logits.end()),
+        penalty_(options.repetition_penalty, vocabulary_) {
     // All beams begin as one, on one row of logits: only the first may be chosen from while it offers enough.
     live_.reserve(options.beams);
     for (std::size_t i = 0; i < options.beams; ++i) {
@@ -122,7 +134,9 @@ class BeamSearch {
     return std::ranges::find(options_.stop_ids, token) != options_.stop_ids.end();
   }
   /// Whether a continuation made in this step ends its hypothesis; asked before `length_` counts the step.
-  bool ends(const Continuation& c) const { return length_ + 1 == options_.max_new_tokens || is_stop(c.token); }
+  bool ends(const Continuation& c) const {
+    return length_ + 1 == options_.max_new_tokens || is_stop(c.token);
+  }
 
   /// Turns each row of logits into log-probabilities after processors, which see log-probabilities and do not
   /// renormalise.
@@ -141,7 +155,8 @@ class BeamSearch {
   std::vector<Continuation> best_candidates() {
     BestContinuations best(std::max<std::size_t>(2, 1 + options_.stop_ids.size()) * options_.beams);
     for (std::size_t i = 0; i < live_.size(); ++i) {
-      best.add(i, live_[i].score, std::span<const float>(logits_.data() + live_[i].row * vocabulary_, vocabulary_));
+      best.add(i, live_[i].score,
+               std::span<const float>(logits_.data() + live_[i].row * vocabulary_, vocabulary_));
     }
     return best.take();
   }
@@ -176,7 +191,8 @@ class BeamSearch {
 
   /// `best_running`: the score of the best beam that goes on; `length_` counts the step that was just made.
   bool is_over(const std::vector<Continuation>& candidates, float best_running) const {
-    const bool all_end = std::ranges::all_of(candidates, [&](const Continuation& c) { return is_stop(c.token); });
+    const bool all_end =
+        std::ranges::all_of(candidates, [&](const Continuation& c) { return is_stop(c.token); });
     const bool is_full = finished_.size() == options_.beams;
     if (length_ == options_.max_new_tokens || all_end ||
         (is_full && options_.early_stopping == EarlyStopping::yes)) {
@@ -188,8 +204,8 @@ class BeamSearch {
     return !(best_possible > (is_full ? finished_.back().hypothesis.score : kImpossibleScore));
   }
 
-  /// Reads one token on each beam in one pass. Beams that nothing continues are dropped before it, so that their
-  /// memory can serve the new ones, and the parents after it.
+  /// Reads one token on each beam in one pass. Beams that nothing continues are dropped before it, so that
+  /// their memory can serve the new ones, and the parents after it.
   void advance(const std::vector<Continuation>& running) {
     std::vector<Step<State>> steps;
     std::vector<std::vector<TokenId>> ids;
@@ -256,17 +272,18 @@ BeamResult greedy(M& model, typename M::State start, std::span<const float> star
 
 }  // namespace detail
 
-/// Beam search, token for token that of transformers 5 `generate(num_beams=beams, do_sample=False)` for one prompt on
-/// equal f32 logits (GenerationMixin._beam_search, _get_top_k_continuations, _update_finished_beams,
-/// _check_early_stop_heuristic). Among equal scores the lower beam wins, then the lower token; torch leaves that open.
+/// Beam search, token for token that of transformers 5 `generate(num_beams=beams, do_sample=False)` for one
+/// prompt on equal f32 logits (GenerationMixin._beam_search, _get_top_k_continuations,
+/// _update_finished_beams, _check_early_stop_heuristic). Among equal scores the lower beam wins, then the
+/// lower token; torch leaves that open.
 ///
-/// `start` has read `prompt`, and `start_logits` (f32 [vocabulary]) are the logits after it: the prompt is read once,
-/// whatever the number of beams. Every step reads one token on each beam in one call of `model.step`; beams share
-/// what they have in common in the model's tree, and between steps there are at most `beams` states. Memory of its
-/// own: beams × vocabulary floats.
+/// `start` has read `prompt`, and `start_logits` (f32 [vocabulary]) are the logits after it: the prompt is
+/// read once, whatever the number of beams. Every step reads one token on each beam in one call of
+/// `model.step`; beams share what they have in common in the model's tree, and between steps there are at
+/// most `beams` states. Memory of its own: beams × vocabulary floats.
 ///
-/// Throws `InvalidArgument` for options that make no sense and for logits that are not numbers, `Cancelled` when
-/// `progress` ("beam", tokens, max_new_tokens) returns false; what the model throws passes through.
+/// Throws `InvalidArgument` for options that make no sense and for logits that are not numbers, `Cancelled`
+/// when `progress` ("beam", tokens, max_new_tokens) returns false; what the model throws passes through.
 template <StepModel M>
 BeamResult beam(M& model, typename M::State start, std::span<const float> start_logits,
                 std::span<const TokenId> prompt, const BeamOptions& options, const Progress& progress = {}) {

@@ -24,21 +24,21 @@ struct Continuation {
 /// What a beam that is no beam starts with, so that real ones win: transformers' constant.
 inline constexpr float kImpossibleScore = -1.0e9f;
 
-/// The score by which finished hypotheses compare: sum of log-probabilities / length^penalty, `length` counting the
-/// new tokens with the stop token. f32 arithmetic on an f64 power, as in transformers.
+/// The score by which finished hypotheses compare: sum of log-probabilities / length^penalty, `length`
+/// counting the new tokens with the stop token. f32 arithmetic on an f64 power, as in transformers.
 inline float length_normalised(float score, std::size_t length, double penalty) {
   return score / static_cast<float>(std::pow(static_cast<double>(length), penalty));
 }
 
-/// The best `capacity` continuations over the rows that are added. Better is a higher score, then a lower beam, then
-/// a lower token. It looks at each log-probability once, in blocks whose largest decides whether they are entered,
-/// and holds no more than `capacity` continuations.
+/// The best `capacity` continuations over the rows that are added. Better is a higher score, then a lower
+/// beam, then a lower token. It looks at each log-probability once, in blocks whose largest decides whether
+/// they are entered, and holds no more than `capacity` continuations.
 class BestContinuations {
  public:
   explicit BestContinuations(std::size_t capacity) : capacity_(capacity) { heap_.reserve(capacity + 1); }
 
-  /// `log_probabilities`: f32 [vocabulary] of the beam's next token. Add beams in ascending order: that is what
-  /// settles ties.
+  /// `log_probabilities`: f32 [vocabulary] of the beam's next token. Add beams in ascending order: that is
+  /// what settles ties.
   void add(std::size_t beam, float beam_score, std::span<const float> log_probabilities) {
     constexpr std::size_t kBlock = 64;
     for (std::size_t begin = 0; begin < log_probabilities.size(); begin += kBlock) {
@@ -65,7 +65,8 @@ class BestContinuations {
 
   bool is_full() const { return heap_.size() == capacity_; }
 
-  /// The worst is at the front of the heap; a newcomer comes later in order, so an equal one does not displace it.
+  /// The worst is at the front of the heap; a newcomer comes later in order, so an equal one does not
+  /// displace it.
   void offer(const Continuation& continuation) {
     if (is_full()) {
       if (!(continuation.score > heap_.front().score)) {
