@@ -8,7 +8,9 @@
 namespace modicum {
 namespace {
 
-constexpr double kMax = 1e15;  // beyond any theta, factor or length that means something
+// Beyond these no theta, factor or length means anything, and all that is computed of them stays finite.
+constexpr double kMin = 1e-15;
+constexpr double kMax = 1e15;
 constexpr std::uint64_t kMaxLength = std::uint64_t{1} << 40;
 
 bool truthy(const JsonFields& fields, const char* name) {
@@ -21,10 +23,10 @@ double yarn_mscale(double scale, double mscale = 1.0) {
 }
 
 double yarn_attention_factor(const JsonFields& fields, double factor) {
-  if (fields.has_value("attention_factor")) return fields.number("attention_factor", 0, 1e6);
+  if (fields.has_value("attention_factor")) return fields.number("attention_factor", kMin, 1e6);
   if (!truthy(fields, "mscale") || !truthy(fields, "mscale_all_dim")) return yarn_mscale(factor);
-  return yarn_mscale(factor, fields.number("mscale", 0, 1e6)) /
-         yarn_mscale(factor, fields.number("mscale_all_dim", 0, 1e6));
+  return yarn_mscale(factor, fields.number("mscale", kMin, 1e6)) /
+         yarn_mscale(factor, fields.number("mscale_all_dim", kMin, 1e6));
 }
 
 void parse_yarn(const JsonFields& fields, std::uint64_t max_position_embeddings, RopeConfig& rope) {
@@ -32,10 +34,10 @@ void parse_yarn(const JsonFields& fields, std::uint64_t max_position_embeddings,
   rope.factor = fields.has("factor") && !fields.has_value("factor")
                     ? static_cast<double>(max_position_embeddings) /
                           static_cast<double>(rope.original_max_position_embeddings)
-                    : fields.number("factor", 0, kMax);
+                    : fields.number("factor", kMin, kMax);
   rope.attention_factor = yarn_attention_factor(fields, rope.factor);
-  if (truthy(fields, "beta_fast")) rope.beta_fast = fields.number("beta_fast", 0, kMax);
-  if (truthy(fields, "beta_slow")) rope.beta_slow = fields.number("beta_slow", 0, kMax);
+  if (truthy(fields, "beta_fast")) rope.beta_fast = fields.number("beta_fast", kMin, kMax);
+  if (truthy(fields, "beta_slow")) rope.beta_slow = fields.number("beta_slow", kMin, kMax);
   // Python's truth of null is false.
   rope.truncate =
       fields.has("truncate") && !fields.has_value("truncate") ? false : fields.boolean_or("truncate", true);
@@ -43,9 +45,9 @@ void parse_yarn(const JsonFields& fields, std::uint64_t max_position_embeddings,
 }
 
 void parse_llama3(const JsonFields& fields, RopeConfig& rope) {
-  rope.factor = fields.number("factor", 0, kMax);
-  rope.low_freq_factor = fields.number("low_freq_factor", 0, kMax);
-  rope.high_freq_factor = fields.number("high_freq_factor", 0, kMax);
+  rope.factor = fields.number("factor", kMin, kMax);
+  rope.low_freq_factor = fields.number("low_freq_factor", kMin, kMax);
+  rope.high_freq_factor = fields.number("high_freq_factor", kMin, kMax);
   if (rope.high_freq_factor <= rope.low_freq_factor) {
     fields.refuse("high_freq_factor", "more than low_freq_factor");
   }
@@ -92,11 +94,11 @@ void parse_parameters(const JsonFields& config, const char* field, std::uint64_t
   const JsonFields fields(parameters, config.op(), config.name(field) + ".");
   refuse_nested(parameters, fields);
   refuse_partial(fields);
-  rope.theta = fields.number_or("rope_theta", rope.theta, 0, kMax);
+  rope.theta = fields.number_or("rope_theta", rope.theta, kMin, kMax);
   rope.type = parse_type(fields);
   if (rope.type == RopeType::standard) return;
   if (rope.type == RopeType::linear) {
-    rope.factor = fields.number("factor", 0, kMax);
+    rope.factor = fields.number("factor", kMin, kMax);
     return;
   }
   constexpr const char* kOriginal = "original_max_position_embeddings";
@@ -150,7 +152,7 @@ double llama3_frequency(const RopeConfig& rope, double frequency) {
 RopeConfig parse_rope(const JsonFields& config, std::uint64_t max_position_embeddings) {
   refuse_partial(config);
   RopeConfig rope;
-  rope.theta = config.number_or("rope_theta", rope.theta, 0, kMax);
+  rope.theta = config.number_or("rope_theta", rope.theta, kMin, kMax);
   if (const char* field = parameters_field(config)) {
     parse_parameters(config, field, max_position_embeddings, rope);
   }
