@@ -1,5 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
+// The one header that an application includes.
 #pragma once
 
 #include <modicum/base/error.hpp>
+#include <modicum/base/progress.hpp>
+#include <modicum/cag/build.hpp>
+#include <modicum/cag/knowledge.hpp>
+#include <modicum/decode/generate.hpp>
+#include <modicum/decode/tree_step_model.hpp>
+#include <modicum/io/checkpoint.hpp>
+#include <modicum/model/model.hpp>
+#include <modicum/search/beam.hpp>
 #include <modicum/text/tokenizer.hpp>

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <modicum/model/model.hpp>
 
-#include <modicum/base/hash.hpp>
-
 namespace modicum {
 
 Model::State::State(Checkpoint c, const LoadOptions& options)
@@ -18,10 +16,11 @@ const Tokenizer& Model::tokenizer() const {
   return *state_->tokenizer;
 }
 
-const std::string& Model::fingerprint() const {
+const ModelFingerprint& Model::fingerprint() const {
   std::call_once(state_->fingerprint_once, [&] {
-    state_->fingerprint = hash128_hex(checkpoint().fingerprint(&transformer().pool()) + "|" +
-                                      std::string(name_of(transformer().dtype())) + "|" + tokenizer().fingerprint());
+    state_->fingerprint = {.weights = checkpoint().fingerprint(&transformer().pool()),
+                           .tokenizer = tokenizer().fingerprint(),
+                           .dtype = std::string(name_of(transformer().dtype()))};
   });
   return state_->fingerprint;
 }

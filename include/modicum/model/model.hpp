@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <filesystem>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 
@@ -18,6 +19,14 @@ struct LoadOptions {
   std::size_t threads = 0;                    ///< 0: every processor that this process may use
 };
 
+/// Hashes of everything that decides what a model computes and how text becomes tokens.
+struct ModelFingerprint {
+  std::string weights;    ///< every byte of the weights and what of config.json the forward pass reads
+  std::string tokenizer;  ///< tokenizer.json
+  std::string dtype;      ///< in which keys and values are kept
+  bool operator==(const ModelFingerprint&) const = default;
+};
+
 /// A Hugging Face directory, ready to run: its checkpoint (mapped), transformer and tokenizer. Copies share everything.
 class Model {
  public:
@@ -30,9 +39,8 @@ class Model {
   /// Throws `IoError` where the directory has no tokenizer.json.
   const Tokenizer& tokenizer() const;
 
-  /// Everything that decides what the model computes and how text becomes tokens: weights, configuration, dtype and
-  /// tokenizer. Hashes the weights on first use.
-  const std::string& fingerprint() const;
+  /// Hashes the weights on first use, about 0.1 s per GB that is in memory.
+  const ModelFingerprint& fingerprint() const;
 
  private:
   struct State {
@@ -42,7 +50,7 @@ class Model {
     std::once_flag tokenizer_once;
     std::optional<Tokenizer> tokenizer;
     std::once_flag fingerprint_once;
-    std::string fingerprint;
+    ModelFingerprint fingerprint;
   };
   explicit Model(std::shared_ptr<State> state) : state_(std::move(state)) {}
   std::shared_ptr<State> state_;
