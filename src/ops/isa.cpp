@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <modicum/ops/isa.hpp>
 
+#if defined(MODICUM_X86)
 #include <cpuid.h>
+#endif
 
 #include <algorithm>
 #include <atomic>
@@ -17,6 +19,7 @@ namespace {
 
 constexpr Isa kAll[] = {Isa::plain, Isa::avx2, Isa::avx512, Isa::avx512bf16, Isa::amx};
 
+#if defined(MODICUM_X86)
 bool has_amx_bf16() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return false;
@@ -38,6 +41,9 @@ std::vector<Isa> detect() {
   add(Isa::amx, has_amx_bf16());
   return found;
 }
+#else
+std::vector<Isa> detect() { return {Isa::plain}; }
+#endif
 
 std::string names_of(const std::vector<Isa>& isas) {
   std::string text;
@@ -69,6 +75,7 @@ std::atomic<const cpu::KernelTable*> active{nullptr};
 
 const cpu::KernelTable& table_of(Isa isa) {
   switch (isa) {
+#if defined(MODICUM_X86)
     case Isa::amx:
       return cpu::amx_kernels();
     case Isa::avx512bf16:
@@ -77,7 +84,8 @@ const cpu::KernelTable& table_of(Isa isa) {
       return cpu::avx512_kernels();
     case Isa::avx2:
       return cpu::avx2_kernels();
-    case Isa::plain:
+#endif
+    default:
       break;
   }
   return cpu::plain_kernels();
