@@ -1,0 +1,65 @@
+"""modicum: run, reuse and search a pretrained language model on the machine you already own.
+
+>>> import modicum as mo
+>>> model = mo.load("path/to/Qwen2.5-0.5B-Instruct")
+>>> kb = mo.cag.build(model, "handbook/", "handbook.kv")
+>>> print(kb.ask("When may I carry leave over?"))
+"""
+
+from importlib import metadata as _metadata
+
+from modicum import cag
+from modicum._core import (
+    Branch,
+    Cancelled,
+    ContextOverflow,
+    Corrupt,
+    DeviceError,
+    Error,
+    FingerprintMismatch,
+    FormatError,
+    InvalidArgument,
+    IoError,
+    ModelConfig,
+    OutOfMemory,
+    StreamDecoder,
+    Tokenizer,
+    Unsupported,
+    active_isa,
+    extend,
+    supported_isas,
+)
+from modicum.chat import ChatTemplate
+from modicum.model import Generation, Hypothesis, Model, load
+
+try:
+    __version__ = _metadata.version("modicum")
+except _metadata.PackageNotFoundError:  # a source tree on the path
+    __version__ = "0.0.0"
+
+__all__ = [
+    "Branch",
+    "Cancelled",
+    "ChatTemplate",
+    "ContextOverflow",
+    "Corrupt",
+    "DeviceError",
+    "Error",
+    "FingerprintMismatch",
+    "FormatError",
+    "Generation",
+    "Hypothesis",
+    "InvalidArgument",
+    "IoError",
+    "Model",
+    "ModelConfig",
+    "OutOfMemory",
+    "StreamDecoder",
+    "Tokenizer",
+    "Unsupported",
+    "active_isa",
+    "cag",
+    "extend",
+    "load",
+    "supported_isas",
+]

@@ -1,0 +1,44 @@
+"""Progress of long work: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tqdm import tqdm
+
+from modicum.model import Progress
+
+_SECONDS_BETWEEN_LINES = 5.0
+
+
+@contextmanager
+def reporter(label: str, *, quiet: bool = False) -> Iterator[Progress | None]:
+    """A progress callback that draws to standard error while the block runs; None where `quiet`."""
+    if quiet:
+        yield None
+    elif sys.stderr.isatty():
+        with tqdm(desc=label, unit=" tokens", leave=False) as bar:
+            yield lambda _stage, done, total: _advance(bar, done, total)
+    else:
+        yield _plain_lines(label)
+
+
+def _advance(bar: tqdm[None], done: int, total: int) -> None:
+    bar.total = total
+    bar.update(done - bar.n)
+
+
+def _plain_lines(label: str) -> Progress:
+    last = time.monotonic()
+
+    def on_progress(_stage: str, done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= _SECONDS_BETWEEN_LINES:
+            print(f"{label}: {done} of {total} tokens", file=sys.stderr, flush=True)
+            last = now
+
+    return on_progress
