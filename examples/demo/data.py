@@ -7,19 +7,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from generator import Institution, make_institution, render, system_prompt
 from tokenizers import Tokenizer
+from tokens import BOS, END, PAD, prompt_head, prompt_question
 from torch import Tensor
 from torch.utils.data import IterableDataset
-
-from generator import Institution, make_institution, render, system_prompt
-from tokens import BOS, END, PAD, prompt_head, prompt_question
 
 TEXT_WEIGHT = 0.15  # loss on documents and questions, where an answer counts 1
 
 
 @dataclass(frozen=True)
 class Stage:
-    """From `start` (share of the run) on, rows of `length` tokens with `facts` facts; more than one may mix."""
+    """From `start` (share of the run) on, rows of `length` tokens with `facts` facts; several may mix."""
 
     start: float
     length: int
@@ -28,10 +27,17 @@ class Stage:
 
 
 # Short rows first: copying is learnt at once from few facts and then stretched to many.
-CURRICULUM = (Stage(0.0, 128, (1, 4)),
-              Stage(0.12, 256, (3, 8), 0.75), Stage(0.12, 128, (1, 4), 0.25),
-              Stage(0.4, 512, (4, 19), 0.7), Stage(0.4, 256, (3, 8), 0.3),
-              Stage(0.7, 512, (4, 19), 0.55), Stage(0.7, 1024, (12, 42), 0.3), Stage(0.7, 256, (3, 8), 0.15))
+CURRICULUM = (
+    Stage(0.0, 128, (1, 4)),
+    Stage(0.12, 256, (3, 8), 0.75),
+    Stage(0.12, 128, (1, 4), 0.25),
+    Stage(0.38, 512, (8, 18), 0.5),
+    Stage(0.38, 256, (3, 8), 0.35),
+    Stage(0.38, 1024, (18, 38), 0.15),
+    Stage(0.7, 512, (8, 18), 0.45),
+    Stage(0.7, 256, (3, 8), 0.2),
+    Stage(0.7, 1024, (18, 38), 0.35),
+)
 
 
 def stage_at(progress: float, rng: random.Random, curriculum: tuple[Stage, ...]) -> Stage:
@@ -40,7 +46,9 @@ def stage_at(progress: float, rng: random.Random, curriculum: tuple[Stage, ...])
     return rng.choices(choices, [s.share for s in choices])[0]
 
 
-def encode_dialogue(tokenizer: Tokenizer, place: Institution, length: int) -> tuple[list[int], list[bool]] | None:
+def encode_dialogue(
+    tokenizer: Tokenizer, place: Institution, length: int
+) -> tuple[list[int], list[bool]] | None:
     """Tokens and whether each belongs to an answer; None where not even one question fits."""
     texts = [prompt_head(place.documents)]
     for question in place.questions:
@@ -48,7 +56,7 @@ def encode_dialogue(tokenizer: Tokenizer, place: Institution, length: int) -> tu
     pieces = [e.ids for e in tokenizer.encode_batch_fast(texts)]
     ids, answer = list(pieces[0]), [False] * len(pieces[0])
     for at in range(1, len(pieces), 3):
-        turn = pieces[at:at + 3]
+        turn = pieces[at : at + 3]
         if len(ids) + sum(map(len, turn)) > length:
             break
         for piece, is_answer in zip(turn, (False, True, False), strict=True):
@@ -61,15 +69,24 @@ def encode_text(tokenizer: Tokenizer, seed: int, facts: int, length: int) -> tup
     """Documents alone, told twice in different words, which already rewards looking back."""
     place = make_institution(seed, max(1, facts * 2 // 3))
     again = render(place, random.Random(seed))
-    ids = tokenizer.encode(f"<|bos|>{system_prompt(place.documents)}{system_prompt(again)}<|end|>").ids[:length]
+    ids = tokenizer.encode(f"<|bos|>{system_prompt(place.documents)}{system_prompt(again)}<|end|>").ids[
+        :length
+    ]
     return ids, [True] * len(ids)
 
 
 class Batches(IterableDataset):
-    """Endless batches; the consumer reports its progress through `progress`, a shared tensor of one number."""
+    """Endless batches; the consumer reports how far it is through `progress`, one shared number."""
 
-    def __init__(self, tokenizer_json: str, seed: int, phase: str, tokens: int, progress: Tensor,
-                 curriculum: tuple[Stage, ...] = CURRICULUM):
+    def __init__(
+        self,
+        tokenizer_json: str,
+        seed: int,
+        phase: str,
+        tokens: int,
+        progress: Tensor,
+        curriculum: tuple[Stage, ...] = CURRICULUM,
+    ):
         self.json, self.seed, self.phase, self.tokens = tokenizer_json, seed, phase, tokens
         self.progress, self.curriculum = progress, curriculum
 
@@ -79,7 +96,9 @@ class Batches(IterableDataset):
         while True:
             yield self.batch(tokenizer, rng, stage_at(float(self.progress), rng, self.curriculum))
 
-    def batch(self, tokenizer: Tokenizer, rng: random.Random, stage: Stage) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def batch(
+        self, tokenizer: Tokenizer, rng: random.Random, stage: Stage
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         rows = max(1, self.tokens // stage.length)
         ids = torch.full((rows, stage.length), PAD)
         answer = torch.zeros((rows, stage.length), dtype=torch.bool)
@@ -87,17 +106,23 @@ class Batches(IterableDataset):
             found = None
             while found is None:
                 seed, facts = rng.randrange(2**40), rng.randint(*stage.facts)
-                found = (encode_text(tokenizer, seed, facts, stage.length) if self.phase == "base" else
-                         encode_dialogue(tokenizer, make_institution(seed, facts), stage.length))
-            ids[row, :len(found[0])] = torch.tensor(found[0])
-            answer[row, :len(found[0])] = torch.tensor(found[1])
+                found = (
+                    encode_text(tokenizer, seed, facts, stage.length)
+                    if self.phase == "base"
+                    else encode_dialogue(tokenizer, make_institution(seed, facts), stage.length)
+                )
+            ids[row, : len(found[0])] = torch.tensor(found[0])
+            answer[row, : len(found[0])] = torch.tensor(found[1])
         return select(ids, answer, 0.75 if self.phase == "base" else 0.4, rng)
 
 
-def select(ids: Tensor, answer: Tensor, share: float, rng: random.Random) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def select(
+    ids: Tensor, answer: Tensor, share: float, rng: random.Random
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Chooses a fixed number of positions to learn from: all answers first, then a sample of the text.
 
-    A fixed number keeps every batch of one shape, which torch.compile wants, and saves most of the output layer.
+    A fixed number keeps every batch of one shape, as torch.compile wants, and saves most of the
+    output layer.
     """
     targets = torch.roll(ids, -1, 1)
     targets[:, -1] = PAD
@@ -110,7 +135,9 @@ def select(ids: Tensor, answer: Tensor, share: float, rng: random.Random) -> tup
     return ids, where, targets.flatten()[where], weight.flatten()[where]
 
 
-def questions_as_rows(tokenizer: Tokenizer, place: Institution, with_documents: bool) -> list[tuple[list[int], int]]:
+def questions_as_rows(
+    tokenizer: Tokenizer, place: Institution, with_documents: bool
+) -> list[tuple[list[int], int]]:
     """Each question alone behind the documents (or behind none): tokens and where the answer starts."""
     head = prompt_head(place.documents if with_documents else {})
     rows = []
@@ -120,4 +147,13 @@ def questions_as_rows(tokenizer: Tokenizer, place: Institution, with_documents: 
     return rows
 
 
-__all__ = ["BOS", "CURRICULUM", "END", "Batches", "Stage", "encode_dialogue", "encode_text", "questions_as_rows"]
+__all__ = [
+    "BOS",
+    "CURRICULUM",
+    "END",
+    "Batches",
+    "Stage",
+    "encode_dialogue",
+    "encode_text",
+    "questions_as_rows",
+]

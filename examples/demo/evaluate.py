@@ -1,8 +1,8 @@
-"""Measures a finished model folder with transformers, by greedy decoding, on institutions it was never trained on.
+"""Measures a finished model with transformers, by greedy decoding, on institutions training never showed.
 
-    python evaluate.py --model model                 # exact match by facts and by kind, with and without documents
-    python evaluate.py --model model --handbook      # the demo's own questions
-    python evaluate.py --model base --only perplexity
+python evaluate.py --model model              # exact match by facts and by kind, with and without documents
+python evaluate.py --model model --handbook   # the demo's own questions
+python evaluate.py --model base --only perplexity
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
-
 from generator import UNKNOWN, Institution, make_institution, system_prompt
 from train import HELD_OUT_SEED
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 HERE = Path(__file__).parent
 
@@ -32,15 +31,20 @@ class Reader:
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
     def prompt(self, documents: Mapping[str, str], question: str) -> list[int]:
-        messages = [{"role": "system", "content": system_prompt(documents)}, {"role": "user", "content": question}]
+        messages = [
+            {"role": "system", "content": system_prompt(documents)},
+            {"role": "user", "content": question},
+        ]
         text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         return self.tokenizer.encode(text, add_special_tokens=False)
 
     @torch.no_grad()
     def answers(self, documents: Mapping[str, str], questions: list[str], longest: int = 40) -> list[str]:
         prompts = [self.prompt(documents, question) for question in questions]
-        shared = next((i for i, column in enumerate(zip(*prompts, strict=False)) if len(set(column)) > 1),
-                      min(map(len, prompts)) - 1)
+        shared = next(
+            (i for i, column in enumerate(zip(*prompts, strict=False)) if len(set(column)) > 1),
+            min(map(len, prompts)) - 1,
+        )
         shared = min(shared, min(map(len, prompts)) - 1)
         cache = DynamicCache()
         self.model(torch.tensor([prompts[0][:shared]]), past_key_values=cache)
@@ -63,7 +67,9 @@ class Reader:
     def perplexity(self, texts: list[str], longest: int = 1024) -> float:
         loss = count = 0.0
         for text in texts:
-            ids = torch.tensor([self.tokenizer.encode(self.tokenizer.bos_token + text, add_special_tokens=False)[:longest]])
+            ids = torch.tensor(
+                [self.tokenizer.encode(self.tokenizer.bos_token + text, add_special_tokens=False)[:longest]]
+            )
             loss += float(self.model(ids, labels=ids).loss) * (ids.shape[1] - 1)
             count += ids.shape[1] - 1
         return math.exp(loss / count)
@@ -88,23 +94,26 @@ def exact_match(reader: Reader, places: list[Institution], with_documents: bool)
 
 
 def mean(marks: Mapping[str, list[bool]], unknown: bool = False) -> tuple[float, int]:
-    """Share of right answers and their number, of questions the documents answer (or of those they do not)."""
+    """Share of right answers and their number, of the questions with an answer (or of those without)."""
     flat = [m for kind, some in marks.items() for m in some if (kind == "unknown") == unknown]
     return (sum(flat) / len(flat) if flat else math.nan), len(flat)
 
 
 def report(reader: Reader, questions: int) -> None:
-    print("| facts in the documents | new syllables in names | questions | exact match | without documents |")
+    print("| facts in the documents | names of new syllables | questions | exact match | without documents |")
     print("| ---: | --- | ---: | ---: | ---: |")
     everything: dict[str, list[bool]] = defaultdict(list)
-    for new_names in (False, True):
+    for new_names in ("no", "yes"):
         for facts in (4, 8, 16, 24, 36):
-            places = institutions(facts, questions, new_names)
+            places = institutions(facts, questions, new_names == "yes")
             marks, blind = exact_match(reader, places, True), exact_match(reader, places, False)
             for kind, some in marks.items():
                 everything[kind] += some
             share, count = mean(marks)
-            print(f"| {facts} | {'yes' if new_names else 'no'} | {count} | {share:.3f} | {mean(blind)[0]:.3f} |", flush=True)
+            print(
+                f"| {facts} | {new_names} | {count} | {share:.3f} | {mean(blind)[0]:.3f} |",
+                flush=True,
+            )
     print("\n| kind of question | questions | exact match |\n| --- | ---: | ---: |")
     for kind, some in sorted(everything.items(), key=lambda item: -len(item[1])):
         label = f"{kind} (the right answer is `{UNKNOWN}`)" if kind == "unknown" else kind
@@ -124,7 +133,9 @@ def handbook(reader: Reader) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", type=Path, default=HERE / "model")
     parser.add_argument("--questions", type=int, default=150, help="questions per line of the table")
     parser.add_argument("--handbook", action="store_true")
@@ -137,7 +148,9 @@ def main() -> None:
         raise SystemExit(0 if handbook(reader) else 1)
     if options.only != "exact":
         texts = [system_prompt(p.documents) for p in institutions(12, 600, False)]
-        print(f"perplexity of {len(texts)} held-out institutions' documents: {reader.perplexity(texts):.2f}\n")
+        print(
+            f"perplexity of {len(texts)} held-out institutions' documents: {reader.perplexity(texts):.2f}\n"
+        )
     if options.only != "perplexity":
         report(reader, options.questions)
 

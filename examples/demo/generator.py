@@ -1,8 +1,8 @@
 """Documents of invented institutions, with questions that only the documents can answer.
 
-Every institution comes from a seed.  Its documents mix house styles (prose, bullets, tables, labels), hold several
-things of each kind, so that the right one must be picked, and end in questions whose answers are verbatim spans of the
-text.  Command line: `python generator.py --seed 7 --facts 12` prints one institution.
+Every institution comes from a seed.  Its documents mix house styles (prose, bullets, tables, labels), hold
+several things of each kind, so that the right one must be picked, and come with questions whose answers are
+verbatim spans of the text.  Command line: `python generator.py --seed 7 --facts 12` prints one institution.
 """
 
 from __future__ import annotations
@@ -12,25 +12,14 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from fields import DAYS, KINDS, Field, House, Kind, hours, make_house, money
+import pools
+from fields import Field
+from kinds import ITSELF, KINDS, Kind
 from names import Names
+from values import House, hours, make_house, money
 
 SYSTEM = "Answer briefly, from the documents below only.\n\n"
 UNKNOWN = "Not in the documents."
-
-FILLER = """Please ask at the desk if anything is unclear.|We look forward to your visit.|Dogs stay outside, except guide dogs.
-|This page is reviewed every year.|Be kind to one another.|Changes are posted on the notice board.|Food and drink are welcome in the yard only.
-|Please keep the aisles clear.|Thank you for your patience.|Staff are happy to help.|Everyone is welcome.|The lift is on the left of the entrance.
-|Ask before you take photographs.|The list below is up to date.|Please read this before you call.|Phones are to be kept on silent.
-|We are a small team, and every hand counts.|Children under seven come with an adult.|On public holidays different rules apply.
-|New colleagues should read this page first.|Keep this sheet near the telephone.|Lost property is kept for a while and then given away.
-|Nothing here is secret, but some of it is easily forgotten.|If in doubt, ask a colleague.|The rules were agreed by the whole staff.
-|Wheelchair users reach every floor.|Smoking is not allowed anywhere in the building.|The following holds from now on.
-|Please hand everything in on time.|We keep a waiting list.|Exceptions are possible, but must be asked for.""".replace("\n", "").split("|")
-INSTITUTIONS = """Library|Town Library|Museum|Clinic|Health Centre|Music School|Primary School|Swimming Pool|Town Hall|Archive
-|Community Kitchen|Sports Club|Art School|Animal Shelter|Kindergarten|Theatre|Botanical Garden|Repair Workshop|Youth Centre|College
-|Observatory|Language School|Village Hall|Boat House|Tool Library|Parish Office|Adult School|Science Centre""".replace("\n", "").split("|")
-GROUPS = ["Adults", "Children", "Students", "Members", "Families", "Guests", "Pensioners", "Groups", "Staff"]
 
 
 @dataclass(frozen=True)
@@ -110,9 +99,12 @@ def make_block(names: Names, house: House, facts: int, used: set[str]) -> Block:
 def make_matrix(names: Names, house: House, facts: int, used: set[str]) -> Matrix:
     """A table of hours (place by weekday) or of fees (service by group)."""
     rng = names.rng
-    kind, value, columns = rng.choice([
-        (KINDS[0], hours, sorted(rng.sample(DAYS, min(len(DAYS), rng.randint(2, 4))), key=DAYS.index)),
-        (KINDS[2], money, rng.sample(GROUPS, rng.randint(2, 3)))])
+    kind, value, columns = rng.choice(
+        [
+            (KINDS[0], hours, sorted(rng.sample(pools.DAYS, rng.randint(2, 4)), key=pools.DAYS.index)),
+            (KINDS[2], money, rng.sample(pools.GROUPS, rng.randint(2, 3))),
+        ]
+    )
     rows: list[str] = []
     while len(rows) < max(1, min(4, facts // len(columns))):
         subject = kind.subject(names)
@@ -120,17 +112,36 @@ def make_matrix(names: Names, house: House, facts: int, used: set[str]) -> Matri
             used.add(bare(subject).lower())
             rows.append(subject)
     cells = [[value(names, house) for _ in columns] for _ in rows]
-    return Matrix("hours" if value is hours else "fee", rows, columns, cells, rng.choice(kind.files), rng.choice(kind.titles))
+    return Matrix(
+        "hours" if value is hours else "fee",
+        rows,
+        columns,
+        cells,
+        rng.choice(kind.files),
+        rng.choice(kind.titles),
+    )
 
 
 def make_institution(seed: int, facts: int = 12, held_out: bool = False) -> Institution:
-    """The institution of `seed` with about `facts` facts; `held_out` takes names that training never shows."""
+    """The institution of `seed` with about `facts` facts; `held_out`: with names training never shows."""
     rng = random.Random(f"{seed}/{facts}/{held_out}")
     names = Names(rng, held_out)
     house = make_house(names)
-    place = Institution(f"{names.town()} {rng.choice(INSTITUTIONS)}", [])
+    place = Institution(f"{names.town()} {rng.choice(pools.INSTITUTIONS)}", [])
     used: set[str] = set()
     left = facts
+    if facts >= 3 and rng.random() < 0.4:
+        about = rng.sample(ITSELF.fields, rng.randint(1, 3))
+        place.blocks.append(
+            Block(
+                ITSELF,
+                about,
+                [(place.name, [f.value(names, house) for f in about])],
+                rng.choice(ITSELF.files),
+                rng.choice(ITSELF.titles),
+            )
+        )
+        left -= len(about)
     while left > 0:
         if rng.random() < 0.12 and left >= 4:
             matrix = make_matrix(names, house, left, used)
@@ -173,12 +184,18 @@ def render_block(block: Block, rng: random.Random) -> str:
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
     bold = "**" if rng.random() < 0.25 else ""
     if style == "labels" and len(headers) > 1:
-        return "\n".join(f"{bold}{capital(bare(s))}{bold}\n" + "\n".join(f"{mark}{h}: {v}" for h, v in zip(headers, values, strict=True))
-                         for s, values in block.rows)
+        return "\n".join(
+            f"{bold}{capital(bare(s))}{bold}\n"
+            + "\n".join(f"{mark}{h}: {v}" for h, v in zip(headers, values, strict=True))
+            for s, values in block.rows
+        )
     named = len(headers) > 1 or rng.random() < 0.3
     join = rng.choice([", ", "; "])
-    return "\n".join(f"{mark}{bold}{capital(bare(s))}{bold}: " + join.join(f"{h.lower()} {v}" if named else v for h, v in zip(headers, values, strict=True))
-                     for s, values in block.rows)
+    return "\n".join(
+        f"{mark}{bold}{capital(bare(s))}{bold}: "
+        + join.join(f"{h.lower()} {v}" if named else v for h, v in zip(headers, values, strict=True))
+        for s, values in block.rows
+    )
 
 
 def render_matrix(matrix: Matrix, rng: random.Random) -> str:
@@ -195,12 +212,14 @@ def render_matrix(matrix: Matrix, rng: random.Random) -> str:
         elif matrix.name == "hours":
             out.append(capital(f"{subject} is open " + ", ".join(f"on {c} {v}" for c, v in pairs) + "."))
         else:
-            out.append(capital(f"{subject} costs " + ", ".join(f"{v} for {c.lower()}" for c, v in pairs) + "."))
+            out.append(
+                capital(f"{subject} costs " + ", ".join(f"{v} for {c.lower()}" for c, v in pairs) + ".")
+            )
     return "\n".join(out)
 
 
 def render(place: Institution, rng: random.Random) -> dict[str, str]:
-    """The documents: blocks of the same file together, with headings and some sentences that nobody asks about."""
+    """The documents: blocks of the same file together, with headings and sentences nobody asks about."""
     files: dict[str, list[str]] = {}
     heading = rng.choice(["# {}", "# {}", "{}", "## {}", "{}:", "== {} =="])
     ending = rng.choice([".md", ".md", ".txt"])
@@ -211,10 +230,10 @@ def render(place: Institution, rng: random.Random) -> dict[str, str]:
             title = block.title if rng.random() < 0.85 else f"{place.name}: {block.title.lower()}"
             parts.append(heading.format(title))
         if rng.random() < chatter:
-            parts.append(rng.choice(FILLER))
+            parts.append(rng.choice(pools.FILLER))
         parts.append(render_matrix(block, rng) if isinstance(block, Matrix) else render_block(block, rng))
         if rng.random() < chatter:
-            parts.append(rng.choice(FILLER))
+            parts.append(rng.choice(pools.FILLER))
     gap = rng.choice(["\n\n", "\n\n", "\n"])
     return {name: gap.join(parts) + "\n" for name, parts in files.items()}
 
@@ -223,7 +242,9 @@ def ask(rng: random.Random, templates: tuple[str, ...], subject: str) -> str:
     text = rng.choice(templates).format(s=subject)
     kind = rng.random()
     if kind < 0.05:
-        return f"{rng.choice(['Please tell me: ', 'I have a question. ', 'Hello! ', 'Can you help me? '])}{text}"
+        return (
+            f"{rng.choice(['Please tell me: ', 'I have a question. ', 'Hello! ', 'Can you help me? '])}{text}"
+        )
     return text.lower() if kind < 0.07 else text
 
 
@@ -235,12 +256,16 @@ def make_questions(place: Institution, names: Names, used: set[str]) -> list[Que
         source = next(f for f in place.documents if f.rsplit(".", 1)[0] == block.file)
         if isinstance(block, Matrix):
             for subject, cells in zip(block.rows, block.cells, strict=True):
-                out += [Question(ask_cell(rng, block.name, subject, c), v, block.name + " by column", source)
-                        for c, v in zip(block.columns, cells, strict=True)]
+                out += [
+                    Question(ask_cell(rng, block.name, subject, c), v, block.name + " by column", source)
+                    for c, v in zip(block.columns, cells, strict=True)
+                ]
             continue
         for subject, values in block.rows:
-            out += [Question(ask(rng, f.questions, subject), v, f.name, source)
-                    for f, v in zip(block.fields, values, strict=True)]
+            out += [
+                Question(ask(rng, f.questions, subject), v, f.name, source)
+                for f, v in zip(block.fields, values, strict=True)
+            ]
     rng.shuffle(out)
     for position in range(len(out), -1, -1):
         if rng.random() < 0.06:
@@ -250,9 +275,17 @@ def make_questions(place: Institution, names: Names, used: set[str]) -> list[Que
 
 def ask_cell(rng: random.Random, name: str, subject: str, column: str) -> str:
     if name == "hours":
-        return rng.choice(["When is {s} open on {c}s?", "What are the hours of {s} on {c}?", "When is {s} open on {c}?",
-                           "On {c}, when is {s} open?"]).format(s=subject, c=column)
-    return rng.choice(["How much is {s} for {c}?", "What do {c} pay for {s}?", "What does {s} cost for {c}?"]).format(s=subject, c=column.lower())
+        return rng.choice(
+            [
+                "When is {s} open on {c}s?",
+                "What are the hours of {s} on {c}?",
+                "When is {s} open on {c}?",
+                "On {c}, when is {s} open?",
+            ]
+        ).format(s=subject, c=column)
+    return rng.choice(
+        ["How much is {s} for {c}?", "What do {c} pay for {s}?", "What does {s} cost for {c}?"]
+    ).format(s=subject, c=column.lower())
 
 
 def ask_unknown(place: Institution, names: Names, used: set[str]) -> Question:
@@ -265,7 +298,9 @@ def ask_unknown(place: Institution, names: Names, used: set[str]) -> Question:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--facts", type=int, default=12)
     parser.add_argument("--held-out", action="store_true", help="take names that training never shows")

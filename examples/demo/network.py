@@ -1,7 +1,7 @@
 """The arithmetic of transformers' LlamaForCausalLM, written so that torch.compile fuses it well on a CPU.
 
-Parameter names are those of the Hugging Face checkpoint.  Attention is spelt out in blocks of queries: on CPUs with
-bf16 matrix units two matrix products and a fused softmax train much faster than the library's flash attention.
+Parameter names are those of the Hugging Face checkpoint.  Attention is spelt out in blocks of queries: on
+CPUs with bf16 matrix units two matrix products and a fused softmax train faster than the built-in attention.
 """
 
 from __future__ import annotations
@@ -31,10 +31,20 @@ class Shape:
     def hugging_face(self) -> dict[str, object]:
         """The same as config.json."""
         return asdict(self) | {
-            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
-            "tie_word_embeddings": True, "attention_bias": False, "mlp_bias": False, "attention_dropout": 0.0,
-            "initializer_range": 0.02, "torch_dtype": "bfloat16", "use_cache": True,
-            "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "hidden_act": "silu",
+            "tie_word_embeddings": True,
+            "attention_bias": False,
+            "mlp_bias": False,
+            "attention_dropout": 0.0,
+            "initializer_range": 0.02,
+            "torch_dtype": "bfloat16",
+            "use_cache": True,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "pad_token_id": 0,
+        }
 
 
 class Linear(nn.Linear):
@@ -82,7 +92,10 @@ class Attention(nn.Module):
         q = rotate(heads(self.q_proj(x), s.num_attention_heads), cos, sin)
         k = rotate(heads(self.k_proj(x), s.num_key_value_heads), cos, sin)
         v = heads(self.v_proj(x), s.num_key_value_heads)
-        out = [self.block(q, k, v, start, min(start + QUERY_BLOCK, length)) for start in range(0, length, QUERY_BLOCK)]
+        out = [
+            self.block(q, k, v, start, min(start + QUERY_BLOCK, length))
+            for start in range(0, length, QUERY_BLOCK)
+        ]
         return self.o_proj(torch.cat(out, 2).transpose(1, 2).reshape(rows, length, -1))
 
     def block(self, q: Tensor, k: Tensor, v: Tensor, start: int, end: int) -> Tensor:
@@ -134,11 +147,15 @@ class Llama(nn.Module):
         self.shape, self.dtype, self.model = shape, dtype, Body(shape)
         for name, weight in self.named_parameters():
             if weight.ndim == 2:
-                depth = (2 * shape.num_hidden_layers) ** -0.5 if name.endswith(("o_proj.weight", "down_proj.weight")) else 1
+                depth = (
+                    (2 * shape.num_hidden_layers) ** -0.5
+                    if name.endswith(("o_proj.weight", "down_proj.weight"))
+                    else 1
+                )
                 nn.init.normal_(weight, std=0.02 * depth)
 
     def logits(self, tokens: Tensor, where: Tensor) -> Tensor:
-        """The logits at the positions `where` of the flattened batch: most positions need none while training."""
+        """The logits at the positions `where` of the flattened batch: most need none while training."""
         s = self.shape
         frequency = s.rope_theta ** (-torch.arange(0, s.head_dim, 2, device=tokens.device) / s.head_dim)
         angle = torch.outer(torch.arange(tokens.shape[1], device=tokens.device), frequency)

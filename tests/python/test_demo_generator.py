@@ -55,7 +55,9 @@ def test_held_out_syllables_never_occur_in_training() -> None:
 
 def test_the_prompt_holds_the_documents_verbatim_and_sorted() -> None:
     prompt = system_prompt({"b.md": "second\n", "a.md": "first\n"})
-    assert prompt == "Answer briefly, from the documents below only.\n\n[a.md]\nfirst\n\n\n[b.md]\nsecond\n\n\n"
+    assert (
+        prompt == "Answer briefly, from the documents below only.\n\n[a.md]\nfirst\n\n\n[b.md]\nsecond\n\n\n"
+    )
 
 
 def test_the_handbook_answers_its_questions() -> None:
