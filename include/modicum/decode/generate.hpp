@@ -183,7 +183,7 @@ class Generation {
   }
 
   void advance() {
-    const Step<State> step{result_.state, result_.ids.back()};
+    const Step<State> step{std::move(result_.state), result_.ids.back()};
     std::vector<State> states = model_.step(std::span(&step, 1), std::span<float>(logits_));
     result_.state = std::move(states.front());
   }

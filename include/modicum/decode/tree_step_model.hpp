@@ -10,13 +10,14 @@
 
 namespace modicum {
 
-/// A transformer over one tree as a StepModel: states are branches, so that all that is generated from them shares the
-/// keys and values of its common prefix.
+/// A transformer over one tree as a StepModel: states are branches, so that all that is generated from them
+/// shares the keys and values of its common prefix.
 class TreeStepModel {
  public:
   using State = Branch;
 
-  TreeStepModel(const Transformer& transformer, const KvTree& tree) : transformer_(transformer), tree_(tree) {}
+  TreeStepModel(const Transformer& transformer, const KvTree& tree)
+      : transformer_(transformer), tree_(tree) {}
 
   std::size_t vocabulary_size() const { return transformer_.config().vocab_size; }
 

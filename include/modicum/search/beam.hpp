@@ -98,9 +98,10 @@ class BeamSearch {
         penalty_(options.repetition_penalty, vocabulary_) {
     // All beams begin as one, on one row of logits: only the first may be chosen from while it offers enough.
     live_.reserve(options.beams);
-    for (std::size_t i = 0; i < options.beams; ++i) {
-      live_.push_back({.state = start, .score = i == 0 ? 0.0f : kImpossibleScore, .row = 0});
+    for (std::size_t i = 1; i < options.beams; ++i) {
+      live_.push_back({.state = start, .score = kImpossibleScore, .row = 0});
     }
+    live_.insert(live_.begin(), {.state = std::move(start), .score = 0.0f, .row = 0});
   }
 
   BeamResult run() {
