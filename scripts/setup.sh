@@ -45,10 +45,10 @@ need_debian() {
   fi
 }
 
-# need_venv PACKAGE…: a virtual environment .venv with these and what pyproject.toml builds with.
+# need_venv: a virtual environment .venv with what pyproject.toml builds with.
 need_venv() {
   [ -x .venv/bin/pip ] || step 'Making .venv' python3 -m venv .venv
   step 'Installing Python packages' .venv/bin/pip install -q 'scikit-build-core>=1.1.2' 'pybind11>=3.1.0' \
-    'nlohmann-json>=3.12' 'cmake>=3.25' ninja "$@"
+    'nlohmann-json>=3.12' 'cmake>=3.25' ninja
   PATH=$PWD/.venv/bin:$PATH
 }

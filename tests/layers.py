@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks that no `#include` in include/ or src/ points up: a folder includes itself and what it stands on, nothing else.
+"""Checks that no `#include` in include/ or src/ points up: a folder includes itself and what it stands on.
 
 Prints each violation and exits with 1 where there is one: `python3 tests/layers.py [ROOT]`.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Adds up JUnit files: names what failed and what was skipped, then one line `N passed, N failed, N skipped`."""
+"""Adds up JUnit files: what was skipped, what failed, then one line `N passed, N failed, N skipped`."""
 
 from __future__ import annotations
 

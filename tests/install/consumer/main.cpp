@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// What somebody else's program does first: it includes the one header, and meets an error that says what to do.
+// What somebody else's program does first: it includes the one header, and meets an error that helps.
 #include <cstdio>
+
 #include <modicum/modicum.hpp>
 
 int main() {
