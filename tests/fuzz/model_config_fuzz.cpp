@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// config.json, and after a NUL generation_config.json, are refused with FormatError or Unsupported, or give sizes
-// that fit together and finite frequencies.
+// config.json, and after a NUL generation_config.json, are refused with FormatError or Unsupported, or give
+// sizes that fit together and finite frequencies.
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
@@ -34,7 +34,8 @@ void check_config(const modicum::ModelConfig& config) {
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   const std::string_view input(reinterpret_cast<const char*>(data), size);
   const std::size_t end = input.find('\0');
-  const std::string_view generation = end == std::string_view::npos ? std::string_view() : input.substr(end + 1);
+  const std::string_view generation =
+      end == std::string_view::npos ? std::string_view() : input.substr(end + 1);
   try {
     check_config(modicum::parse_model_config(input.substr(0, end), generation));
   } catch (const modicum::FormatError&) {

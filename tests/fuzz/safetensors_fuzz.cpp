@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A file is either refused with FormatError, or its tensors tile its data section. The input is tried as a whole
-// file, and as the header of one with as many bytes of data as its first byte says.
+// A file is either refused with FormatError, or its tensors tile its data section. The input is tried as a
+// whole file, and as the header of one with as many bytes of data as its first byte says.
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>

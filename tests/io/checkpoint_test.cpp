@@ -81,6 +81,19 @@ TEST_CASE("an aligned weight is used where it lies, a misaligned one from one al
   }
 }
 
+TEST_CASE("threads that ask for one misaligned weight at once share its copy") {
+  const TemporaryDirectory directory;
+  directory.write("config.json", kConfig);
+  const std::string tensor = tensor_json("a", "F32", "[1]", 0, 4);
+  directory.write("model.safetensors", weights_file({tensor}, "abcd", (5 - (tensor.size() + 2) % 4) % 4));
+  const Checkpoint checkpoint = Checkpoint::open(directory.path());
+  ThreadPool pool(4);
+  std::vector<const void*> data(64);
+  pool.run(data.size(), [&](std::size_t i) { data[i] = checkpoint.weight("a", 1, 1).data; });
+  CHECK(data == std::vector<const void*>(64, data[0]));
+  CHECK(data[0] != checkpoint.bytes("a").data());
+}
+
 TEST_CASE("a weight of integers is refused") {
   const TemporaryDirectory directory;
   directory.write("config.json", kConfig);
