@@ -2,6 +2,10 @@
 function(modicum_target_options target)
   target_compile_options(${target} PRIVATE -Wall -Wextra -Wpedantic -Wshadow -Wno-missing-field-initializers
                          $<$<BOOL:${MODICUM_WARNINGS_AS_ERRORS}>:-Werror>)
+  # GCC 12 warns of overlapping copies where a string is put behind a literal (GCC bug 105651).
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
+    target_compile_options(${target} PRIVATE -Wno-restrict)
+  endif()
   if(MODICUM_SANITIZE)
     target_compile_options(${target} PRIVATE -fsanitize=${MODICUM_SANITIZE} -fno-omit-frame-pointer
                            -fno-sanitize-recover=all)
