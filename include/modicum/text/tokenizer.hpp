@@ -56,26 +56,32 @@ class Tokenizer {
   const std::string& fingerprint() const;
 
  private:
+  friend class StreamDecoder;
   struct State;
   explicit Tokenizer(std::shared_ptr<const State> state) : state_(std::move(state)) {}
   std::shared_ptr<const State> state_;
 };
 
 /// Decodes a growing sequence of tokens and emits text as soon as it is certain: never half a character, and the
-/// pieces joined equal `decode` of the whole.
+/// pieces joined equal `decode` of the whole. Memory and time per token do not grow with the sequence.
 class StreamDecoder {
  public:
   explicit StreamDecoder(Tokenizer tokenizer, SpecialTokens special = SpecialTokens::skip);
-  /// The text that became certain with this token, possibly empty.
+  StreamDecoder(StreamDecoder&&) noexcept;
+  StreamDecoder& operator=(StreamDecoder&&) noexcept;
+  ~StreamDecoder();
+
+  /// The text that became certain with this token, possibly empty. Throws `InvalidArgument` for an unknown id, and
+  /// is then as if it had not been called.
   std::string push(TokenId id);
-  /// What is left, an incomplete character as U+FFFD.
+  /// What is left, an incomplete character as U+FFFD. The next token begins a new text.
   std::string finish();
 
  private:
+  struct State;
   Tokenizer tokenizer_;
   SpecialTokens special_;
-  std::vector<TokenId> pending_;   ///< tokens since the last point at which the text was certain
-  std::vector<TokenId> context_;   ///< the tokens before them, which decide about spaces
+  std::unique_ptr<State> state_;
 };
 
 }  // namespace modicum
