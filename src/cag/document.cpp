@@ -9,6 +9,8 @@
 #include <modicum/base/error.hpp>
 #include <modicum/base/mapped_file.hpp>
 
+#include "../text/unicode.hpp"
+
 namespace modicum::cag {
 namespace {
 
@@ -22,21 +24,10 @@ bool is_text(const fs::path& path) {
   return suffix == ".txt" || suffix == ".md" || suffix == ".markdown";
 }
 
-/// The offset of the first byte that is not well-formed UTF-8 (Unicode 16, table 3-7), or is NUL.
-std::optional<std::size_t> bad_byte(std::string_view text) {
-  for (std::size_t i = 0; i < text.size();) {
-    const auto lead = static_cast<unsigned char>(text[i]);
-    std::size_t length = lead < 0x80 ? 1 : lead < 0xc2 ? 0 : lead < 0xe0 ? 2 : lead < 0xf0 ? 3 : lead < 0xf5 ? 4 : 0;
-    if (lead == 0 || length == 0 || i + length > text.size()) return i;
-    for (std::size_t j = 1; j < length; ++j) {
-      const auto next = static_cast<unsigned char>(text[i + j]);
-      const unsigned char low = j > 1 ? 0x80 : lead == 0xe0 ? 0xa0 : lead == 0xf0 ? 0x90 : 0x80;
-      const unsigned char high = j > 1 ? 0xbf : lead == 0xed ? 0x9f : lead == 0xf4 ? 0x8f : 0xbf;
-      if (next < low || next > high) return i;
-    }
-    i += length;
-  }
-  return std::nullopt;
+/// The offset of the first byte that is not UTF-8, or is NUL.
+std::optional<std::size_t> bad_byte(std::string_view bytes) {
+  const std::size_t at = std::min(text::find_invalid_utf8(bytes), bytes.find('\0'));
+  return at < bytes.size() ? std::optional(at) : std::nullopt;
 }
 
 Document read(const fs::path& path, std::string name) {
