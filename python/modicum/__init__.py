@@ -8,7 +8,7 @@
 
 from importlib import metadata as _metadata
 
-from modicum import cag
+from modicum import cag, decode
 from modicum._core import (
     Branch,
     Cancelled,
@@ -59,6 +59,7 @@ __all__ = [
     "Unsupported",
     "active_isa",
     "cag",
+    "decode",
     "extend",
     "load",
     "supported_isas",

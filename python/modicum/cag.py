@@ -1,4 +1,4 @@
-"""Cache-augmented generation: read the documents once, save what the model keeps of them, answer from it ever after.
+"""Cache-augmented generation: read documents once, save what the model keeps, answer from it ever after.
 
 Chan et al. 2024, "Don't Do RAG: When Cache-Augmented Generation is All You Need for Knowledge Tasks",
 arXiv:2412.15605.
@@ -21,7 +21,6 @@ __all__ = ["Answer", "Citation", "Cost", "Knowledge", "PromptFormat", "build", "
 INSTRUCTION = "Answer briefly, from the documents below only."
 
 
-
 @dataclass(frozen=True)
 class PromptFormat:
     """The text around the documents and the question; by default the model's chat template gives it."""
@@ -35,7 +34,8 @@ class PromptFormat:
 class Knowledge:
     """Documents that a model has read once, mapped from a file. Made by :func:`build` and :func:`open`.
 
-    Questions may come from several threads; each branches from the end of the documents and leaves nothing behind.
+    Questions may come from several threads; each branches from the end of the documents and leaves
+    nothing behind.
     """
 
     def __init__(self, core: _core.Knowledge, path: str | Path, model: Model) -> None:
@@ -67,7 +67,7 @@ class Knowledge:
         Raises
         ------
         ContextOverflow
-            Before any work, with both counts, where documents, question and `max_new_tokens` do not fit the context.
+            Before any work, with both counts, where documents, question and `max_new_tokens` do not fit.
         """
 
         def on_token(_id: int, text: str, _log_probability: float) -> object:
@@ -107,7 +107,8 @@ class Knowledge:
         return len(self._core)
 
     def __repr__(self) -> str:
-        return f"<modicum.cag.Knowledge {self.path.name}: {len(self.describe()['documents'])} documents, {len(self)} tokens>"
+        documents = len(self.describe()["documents"])
+        return f"<modicum.cag.Knowledge {self.path.name}: {documents} documents, {len(self)} tokens>"
 
     def _repr_html_(self) -> str:
         rows = "".join(
@@ -115,7 +116,8 @@ class Knowledge:
             for d in self.describe()["documents"]
         )
         return (
-            f"<p><b>{html.escape(self.path.name)}</b>: {len(self)} tokens, {self.describe()['bytes']:,} bytes</p>"
+            f"<p><b>{html.escape(self.path.name)}</b>: {len(self)} tokens, "
+            f"{self.describe()['bytes']:,} bytes</p>"
             f"<table><tr><th>document</th><th>tokens</th><th>bytes</th></tr>{rows}</table>"
         )
 

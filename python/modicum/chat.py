@@ -87,12 +87,15 @@ class ChatTemplate:
     def split(self, instruction: str) -> tuple[str, str, str]:
         """The text before the documents, between them and the question, and after the question.
 
-        The documents stand in the system message, behind `instruction`. A template without one gets them at the head of
-        the user's message. The template is rendered once, so a date that it writes is that of the build.
+        The documents stand in the system message, behind `instruction`. A template without one gets them at
+        the head of the user's message. The template is rendered once, so a date that it writes is that of the
+        build.
         """
         content = f"{instruction}\n\n{_DOCUMENTS}"
         try:
-            text = self.render([{"role": "system", "content": content}, {"role": "user", "content": _QUESTION}])
+            text = self.render(
+                [{"role": "system", "content": content}, {"role": "user", "content": _QUESTION}]
+            )
         except InvalidArgument:
             text = ""
         if not _has_both(text):
@@ -109,7 +112,9 @@ class ChatTemplate:
 
 def _has_both(text: str) -> bool:
     return (
-        text.count(_DOCUMENTS) == 1 and text.count(_QUESTION) == 1 and text.index(_DOCUMENTS) < text.index(_QUESTION)
+        text.count(_DOCUMENTS) == 1
+        and text.count(_QUESTION) == 1
+        and text.index(_DOCUMENTS) < text.index(_QUESTION)
     )
 
 

@@ -63,13 +63,19 @@ def _command(
 
 def _add_load_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="DIR", help="a Hugging Face model directory")
-    parser.add_argument("--dtype", default="auto", choices=["auto", "f32", "bf16", "f16"], help="default: as stored")
-    parser.add_argument("--threads", type=_positive, metavar="N", help="default: every processor of this process")
+    parser.add_argument(
+        "--dtype", default="auto", choices=["auto", "f32", "bf16", "f16"], help="default: as stored"
+    )
+    parser.add_argument(
+        "--threads", type=_positive, metavar="N", help="default: every processor of this process"
+    )
 
 
 def _add_sampling_options(parser: argparse.ArgumentParser, max_new_tokens: int) -> None:
     parser.add_argument("--max-new-tokens", type=_positive, default=max_new_tokens, metavar="N")
-    parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="default: 0, the likeliest token")
+    parser.add_argument(
+        "--temperature", type=float, default=0.0, metavar="T", help="default: 0, the likeliest token"
+    )
     parser.add_argument("--top-k", type=int, default=0, metavar="K", help="default: 0, all tokens")
     parser.add_argument("--top-p", type=float, default=1.0, metavar="P")
     parser.add_argument("--min-p", type=float, default=0.0, metavar="P")
@@ -78,19 +84,29 @@ def _add_sampling_options(parser: argparse.ArgumentParser, max_new_tokens: int) 
 
 
 def _add_info(commands: Any) -> None:
-    parser = _command(commands, "info", run_info, "Tell what a model directory holds and what it costs to run.")
+    parser = _command(
+        commands, "info", run_info, "Tell what a model directory holds and what it costs to run."
+    )
     parser.add_argument("directory", metavar="DIR", help="a Hugging Face model directory")
 
 
 def _add_generate(commands: Any) -> None:
-    parser = _command(commands, "generate", run_generate, "Continue a text, by choice, sampling or beam search.")
+    parser = _command(
+        commands, "generate", run_generate, "Continue a text, by choice, sampling or beam search."
+    )
     _add_load_options(parser)
     parser.add_argument("--prompt", required=True, metavar="TEXT")
-    parser.add_argument("--chat", action="store_true", help="send the prompt as a user's message of the chat template")
+    parser.add_argument(
+        "--chat", action="store_true", help="send the prompt as a user's message of the chat template"
+    )
     _add_sampling_options(parser, 128)
-    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
+    parser.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable"
+    )
     parser.add_argument("--beams", type=_positive, default=1, metavar="B", help="beam search with B beams")
-    parser.add_argument("--num-return", type=_positive, default=1, metavar="N", help="results of the beam search")
+    parser.add_argument(
+        "--num-return", type=_positive, default=1, metavar="N", help="results of the beam search"
+    )
     parser.add_argument("--length-penalty", type=float, default=1.0, metavar="L")
 
 
@@ -98,10 +114,14 @@ def _add_cag(commands: Any) -> None:
     help = "Cache-augmented generation: read documents once, answer from them ever after."
     cag = commands.add_parser("cag", help=help, description=help)
     inner = cag.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    build = _command(inner, "build", run_cag_build, "Read text and markdown files or folders into a cache file.")
+    build = _command(
+        inner, "build", run_cag_build, "Read text and markdown files or folders into a cache file."
+    )
     _add_load_options(build)
     build.add_argument("--out", required=True, metavar="FILE", help="the cache to write")
-    build.add_argument("--instruction", default=mo.cag.INSTRUCTION, metavar="TEXT", help="told before the documents")
+    build.add_argument(
+        "--instruction", default=mo.cag.INSTRUCTION, metavar="TEXT", help="told before the documents"
+    )
     build.add_argument("sources", nargs="+", metavar="SOURCE", help="a file or a folder")
     ask = _command(inner, "ask", run_cag_ask, "Answer a question from a cache, with its source.")
     _add_load_options(ask)
@@ -160,7 +180,9 @@ def run_generate(arguments: argparse.Namespace) -> None:
     _print(report, arguments, lambda r: _results_as_text(r, arguments))
 
 
-def _beam_results(model: mo.Model, prompt: str | list[int], arguments: argparse.Namespace) -> list[dict[str, Any]]:
+def _beam_results(
+    model: mo.Model, prompt: str | list[int], arguments: argparse.Namespace
+) -> list[dict[str, Any]]:
     found = model.beam_search(
         prompt,
         beams=arguments.beams,
@@ -253,7 +275,7 @@ def run_demo(arguments: argparse.Namespace) -> None:
 
 
 def _time_cold_and_cached(model: mo.Model, cache: Path, question: str, repeats: int = 3) -> dict[str, float]:
-    """Median seconds from question to whole answer: documents read anew, and mapped from the file (opening included)."""
+    """Median seconds from question to answer: documents read anew, and from the file, opening included."""
     cold = []
     cached = []
     for _ in range(repeats):
@@ -272,7 +294,8 @@ def _time_cold_and_cached(model: mo.Model, cache: Path, question: str, repeats: 
 def _demo_as_text(report: dict[str, Any]) -> str:
     lines = [
         f"The handbook: {len(report['documents'])} documents, {report['tokens']} tokens, "
-        f"read once in {report['build_seconds'] * 1e3:.0f} ms, mapped back in {report['open_seconds'] * 1e3:.1f} ms.",
+        f"read once in {report['build_seconds'] * 1e3:.0f} ms, "
+        f"mapped back in {report['open_seconds'] * 1e3:.1f} ms.",
         "",
     ]
     right = 0
@@ -299,7 +322,9 @@ def demo_folder() -> Path:
     for folder in (package / "demo", package.parents[1] / "examples" / "demo"):
         if (folder / "model" / "config.json").exists():
             return folder
-    raise mo.IoError("[demo] bundled model: expected it beside the package, got none; install modicum with pip")
+    raise mo.IoError(
+        "[demo] bundled model: expected it beside the package, got none; install modicum with pip"
+    )
 
 
 def _answer_as_dict(answer: mo.cag.Answer) -> dict[str, Any]:
@@ -307,7 +332,13 @@ def _answer_as_dict(answer: mo.cag.Answer) -> dict[str, Any]:
     return {
         "text": answer.text,
         "citations": [
-            {"document": c.document, "source": c.source, "bytes": list(c.bytes), "line": c.line, "quote": c.quote}
+            {
+                "document": c.document,
+                "source": c.source,
+                "bytes": list(c.bytes),
+                "line": c.line,
+                "quote": c.quote,
+            }
             for c in answer.citations
         ],
         "finish_reason": answer.finish_reason,
@@ -324,12 +355,15 @@ def _answer_as_dict(answer: mo.cag.Answer) -> dict[str, Any]:
 def _answer_as_text(report: dict[str, Any]) -> str:
     lines = [report["text"]]
     for c in report["citations"]:
-        lines.append(f"  {c['source']}, line {c['line']}, bytes {c['bytes'][0]}-{c['bytes'][1]}: “{c['quote']}”")
+        lines.append(
+            f"  {c['source']}, line {c['line']}, bytes {c['bytes'][0]}-{c['bytes'][1]}: “{c['quote']}”"
+        )
     if not report["citations"]:
         lines.append("  (no line of the documents holds this answer literally)")
     cost = report["cost"]
     lines.append(
-        f"  {cost['cached_tokens']} tokens from the cache, {cost['question_tokens']} read, {cost['new_tokens']} written; "
+        f"  {cost['cached_tokens']} tokens from the cache, {cost['question_tokens']} read, "
+        f"{cost['new_tokens']} written; "
         f"{cost['total_seconds'] * 1e3:.0f} ms in all"
     )
     return "\n".join(lines)
@@ -339,14 +373,18 @@ def _facts_as_text(facts: dict[str, Any]) -> str:
     lines = []
     for name, value in facts.items():
         if name == "documents":
-            lines += [f"document          {d['name']} ({d['tokens']} tokens, {d['bytes']} bytes)" for d in value]
+            lines += [
+                f"document          {d['name']} ({d['tokens']} tokens, {d['bytes']} bytes)" for d in value
+            ]
             continue
         shown = f"{value} ({_size(value)})" if name.endswith("bytes") or "_bytes_" in name else value
         lines.append(f"{name.replace('_', ' '):<24}{shown}")
     return "\n".join(lines)
 
 
-def _print(report: dict[str, Any], arguments: argparse.Namespace, as_text: Callable[[dict[str, Any]], str]) -> None:
+def _print(
+    report: dict[str, Any], arguments: argparse.Namespace, as_text: Callable[[dict[str, Any]], str]
+) -> None:
     print(json.dumps(report, ensure_ascii=False, indent=2) if arguments.json else as_text(report), flush=True)
 
 

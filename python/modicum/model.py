@@ -124,7 +124,9 @@ class Model:
             Where the directory has no chat template.
         """
         if self.chat_template is None:
-            raise IoError(f"[chat_prompt] {self.path}: expected a chat template, got none; pass plain text instead")
+            raise IoError(
+                f"[chat_prompt] {self.path}: expected a chat template, got none; pass plain text instead"
+            )
         return self.tokenizer.encode(self.chat_template.render(messages), add_special_tokens=False)
 
     def logits(self, ids: Sequence[int], *, progress: Progress | None = None) -> npt.NDArray[np.float32]:
@@ -161,7 +163,8 @@ class Model:
         ----------
         stop : strings that end the text and are not part of it.
         stop_ids : tokens that end the text; None means the model's own EOS, [] none.
-        stream : called with each piece of text as soon as it is certain, never half a character; returning False stops.
+        stream : called with each piece of text as soon as it is certain, never half a character; returning
+            False stops.
         start : read the prompt after this branch (a knowledge's, say) instead of from the root.
 
         Raises
@@ -209,8 +212,8 @@ class Model:
     ) -> list[Hypothesis]:
         """The `num_return` best continuations of `prompt` (text or ids), best first.
 
-        Token for token what transformers' ``generate(num_beams=beams)`` gives on equal logits; the beams share the keys and
-        values of their common prefix, so a beam costs a row.
+        Token for token what transformers' ``generate(num_beams=beams)`` gives on equal logits; beams share
+        the keys and values of their common prefix, so a beam costs a row.
 
         Parameters
         ----------
@@ -250,7 +253,8 @@ class Model:
 
     def __repr__(self) -> str:
         millions = self.parameters / 1e6
-        return f"<modicum.Model {self.path.name}: {self.config.model_type}, {millions:.1f} M parameters, {self.dtype}>"
+        kind = self.config.model_type
+        return f"<modicum.Model {self.path.name}: {kind}, {millions:.1f} M parameters, {self.dtype}>"
 
 
 def load(path: str | Path, *, dtype: str = "auto", threads: int | None = None) -> Model:
@@ -259,7 +263,7 @@ def load(path: str | Path, *, dtype: str = "auto", threads: int | None = None) -
     Parameters
     ----------
     path : the directory with config.json, *.safetensors and tokenizer.json.
-    dtype : "auto" (as stored), "f32", "bf16" or "f16"; another dtype than the stored one takes memory for a copy.
+    dtype : "auto" (as stored), "f32", "bf16" or "f16"; another than the stored one takes memory for a copy.
     threads : None means every processor that this process may use.
 
     Raises

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tqdm import tqdm
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 from modicum.model import Progress
 
@@ -26,7 +26,7 @@ def reporter(label: str, *, quiet: bool = False) -> Iterator[Progress | None]:
         yield _plain_lines(label)
 
 
-def _advance(bar: tqdm[None], done: int, total: int) -> None:
+def _advance(bar: tqdm, done: int, total: int) -> None:
     bar.total = total
     bar.update(done - bar.n)
 

@@ -33,6 +33,19 @@ void check_room(const Model& model, std::size_t prefix, std::size_t prompt, std:
 }
 
 using PyGenerateResult = GenerateResult<Branch>;
+using FloatArray = py::array_t<float, py::array::c_style | py::array::forcecast>;
+
+py::array_t<float> warped(const FloatArray& logits, double temperature, std::size_t top_k, double top_p, double min_p) {
+  const SamplingOptions options = sampling_options(temperature, top_k, top_p, min_p, 1.0, 0);
+  validate(options, "warp");
+  if (logits.ndim() != 1) {
+    fail({.op = "warp", .what = "logits", .expected = "one dimension", .got = std::to_string(logits.ndim())});
+  }
+  py::array_t<float> out(logits.size());
+  std::copy_n(logits.data(), logits.size(), out.mutable_data());
+  warp(std::span(out.mutable_data(), static_cast<std::size_t>(out.size())), options);
+  return out;
+}
 
 PyGenerateResult generate_from(const PyBranch& from, const Ids& prompt, const GenerateOptions& options,
                                bool with_text, const py::object& callback) {
@@ -72,6 +85,8 @@ void bind_decode(py::module_& m) {
       .def_readonly("score", &Hypothesis::score)
       .def_property_readonly("finish_reason", [](const Hypothesis& h) { return name(h.finish_reason); });
 
+  m.def("warp", &warped, py::arg("logits"), py::kw_only(), py::arg("temperature"), py::arg("top_k"), py::arg("top_p"),
+        py::arg("min_p"));
   m.def(
       "generate",
       [](const PyBranch& from, const Ids& prompt, std::size_t max_new_tokens, std::size_t min_new_tokens,

@@ -37,14 +37,14 @@ IoError, FormatError, Unsupported
       .def_static("parse", &Tokenizer::parse, py::arg("json"), "A tokenizer from the text of a tokenizer.json.")
       .def(
           "encode", [](const Tokenizer& t, const std::string& text, bool add) { return t.encode(text, add_special(add)).ids; },
-          py::arg("text"), py::kw_only(), py::arg("add_special_tokens") = true, py::call_guard<py::gil_scoped_release>(),
+          py::arg("text"), py::arg("add_special_tokens") = true, py::call_guard<py::gil_scoped_release>(),
           "Token ids of `text`, with what the post-processor adds (BOS and the like) unless told otherwise.")
       .def("encode_with_offsets", &encode_with_offsets, py::arg("text"), py::kw_only(),
            py::arg("add_special_tokens") = true,
            "Token ids, and for each the half-open range of bytes of the UTF-8 text that it stands for.")
       .def(
           "decode", [](const Tokenizer& t, const Ids& ids, bool skip) { return t.decode(ids, special(skip)); },
-          py::arg("ids"), py::kw_only(), py::arg("skip_special_tokens") = true,
+          py::arg("ids"), py::arg("skip_special_tokens") = true,
           py::call_guard<py::gil_scoped_release>(), "The text of token ids; broken UTF-8 becomes U+FFFD.")
       .def("id_of", &Tokenizer::id_of, py::arg("token"), "The id of a token as spelled in the vocabulary, or None.")
       .def("token_of", &Tokenizer::token_of, py::arg("id"), "The spelling of an id in the vocabulary, or None.")

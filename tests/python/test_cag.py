@@ -36,7 +36,9 @@ def documents(tmp_path: Path) -> Path:
     return folder
 
 
-def test_logits_are_bit_identical_with_and_without_the_cache(model: mo.Model, documents: Path, tmp_path: Path):
+def test_logits_are_bit_identical_with_and_without_the_cache(
+    model: mo.Model, documents: Path, tmp_path: Path
+):
     mo.cag.build(model, documents, tmp_path / "a.kv")
     kb = mo.cag.open(tmp_path / "a.kv", model)
     leaf = kb.branch().extend(kb.question_ids("What does the year card cost?"))
@@ -68,8 +70,14 @@ def test_the_prompt_is_the_chat_template_around_documents_and_question(
     assert ids == model.tokenizer.encode(whole, add_special_tokens=False)
 
 
-@pytest.mark.parametrize("template", [None, "{{ raise_exception('no system') if messages[0].role == 'system' }}"
-                                      "{% for m in messages %}<|user|>{{ m.content | trim }}<|end|>{% endfor %}"])
+@pytest.mark.parametrize(
+    "template",
+    [
+        None,
+        "{{ raise_exception('no system') if messages[0].role == 'system' }}"
+        "{% for m in messages %}<|user|>{{ m.content | trim }}<|end|>{% endfor %}",
+    ],
+)
 def test_models_without_a_template_or_a_system_role_are_served(template, documents: Path, tmp_path: Path):
     model = mo.load(write_tiny_model(tmp_path / "m", template=template))
     kb = mo.cag.build(model, documents, tmp_path / "a.kv")
@@ -241,7 +249,9 @@ def test_progress_can_cancel_and_leaves_nothing(model: mo.Model, documents: Path
         mo.cag.build(model, documents, tmp_path / "a.kv", progress=lambda *_: False)
     assert not (tmp_path / "a.kv").exists()
     seen: list[tuple[int, int]] = []
-    mo.cag.build(model, documents, tmp_path / "a.kv", progress=lambda _s, done, total: seen.append((done, total)))
+    mo.cag.build(
+        model, documents, tmp_path / "a.kv", progress=lambda _s, done, total: seen.append((done, total))
+    )
     assert seen == sorted(seen)
     assert seen[-1][0] == seen[-1][1]
 

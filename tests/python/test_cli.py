@@ -47,7 +47,9 @@ def test_generate_is_the_same_greedy_sampled_by_seed_and_as_one_beam(
     base = ["generate", "--model", tiny, "--prompt", "Once", "--max-new-tokens", 8]
     greedy = run_json(capsys, *base)["results"][0]
     assert run_json(capsys, *base)["results"][0] == greedy
-    sampled = [run_json(capsys, *base, "--temperature", 2, "--seed", s)["results"][0]["ids"] for s in (1, 1, 2)]
+    sampled = [
+        run_json(capsys, *base, "--temperature", 2, "--seed", s)["results"][0]["ids"] for s in (1, 1, 2)
+    ]
     assert sampled[0] == sampled[1] != sampled[2]
     beams = run_json(capsys, *base, "--beams", 4, "--num-return", 3)["results"]
     assert len(beams) == 3
@@ -56,11 +58,15 @@ def test_generate_is_the_same_greedy_sampled_by_seed_and_as_one_beam(
     assert capsys.readouterr().out.strip() == greedy["text"].strip()
 
 
-def test_cag_build_ask_inspect(tiny: Path, document: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_cag_build_ask_inspect(
+    tiny: Path, document: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     cache = tmp_path / "a.kv"
     built = run_json(capsys, "cag", "build", "--model", tiny, "--out", cache, document)
     assert [d["name"] for d in built["documents"]] == ["fees.md"]
-    answer = run_json(capsys, "cag", "ask", "--model", tiny, "--cache", cache, "How much?", "--max-new-tokens", 5)
+    answer = run_json(
+        capsys, "cag", "ask", "--model", tiny, "--cache", cache, "How much?", "--max-new-tokens", 5
+    )
     assert answer["cost"]["cached_tokens"] == built["tokens"]
     assert answer["cost"]["new_tokens"] <= 5
     assert run_json(capsys, "cag", "inspect", cache)["tokens"] == built["tokens"]
@@ -79,7 +85,9 @@ def test_an_error_is_one_line_and_exit_code_1(tiny: Path, tmp_path: Path, capsys
         assert err.startswith("modicum: [") and err.count("\n") == 1
 
 
-@pytest.mark.parametrize("arguments", [[], ["nonsense"], ["generate"], ["cag"], ["info"], ["cag", "ask", "--beams", "x"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["nonsense"], ["generate"], ["cag"], ["info"], ["cag", "ask", "--beams", "x"]]
+)
 def test_wrong_usage_is_exit_code_2(arguments: list[str]):
     result = subprocess.run(
         [sys.executable, "-m", "modicum", *arguments], capture_output=True, text=True, check=False
@@ -88,7 +96,9 @@ def test_wrong_usage_is_exit_code_2(arguments: list[str]):
     assert "usage" in result.stderr
 
 
-@pytest.mark.parametrize("command", [["info"], ["generate"], ["cag", "build"], ["cag", "ask"], ["cag", "inspect"], ["demo"]])
+@pytest.mark.parametrize(
+    "command", [["info"], ["generate"], ["cag", "build"], ["cag", "ask"], ["cag", "inspect"], ["demo"]]
+)
 def test_every_command_has_help_and_json(command: list[str], capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as exit_code:
         main([*command, "--help"])

@@ -16,7 +16,9 @@ TEMPLATE = (
 )
 
 
-def write_tiny_model(folder: Path, *, seed: int = 0, context: int = 1024, template: str | None = TEMPLATE) -> Path:
+def write_tiny_model(
+    folder: Path, *, seed: int = 0, context: int = 1024, template: str | None = TEMPLATE
+) -> Path:
     """Vocabulary 258 (bytes, <|end|>, <|user|>), 32 wide, 2 layers, heads 4/2, f32."""
     folder.mkdir(parents=True, exist_ok=True)
     config = {

@@ -1,0 +1,380 @@
+"""
+The compiled part of modicum; import modicum instead.
+"""
+from __future__ import annotations
+import collections.abc
+import numpy
+import numpy.typing
+import os
+import typing
+__all__: list[str] = ['Answer', 'BeamHypothesis', 'Branch', 'Cancelled', 'Citation', 'ContextOverflow', 'Corrupt', 'Cost', 'DeviceError', 'Error', 'FingerprintMismatch', 'FormatError', 'GenerateResult', 'InvalidArgument', 'IoError', 'Knowledge', 'Model', 'ModelConfig', 'OutOfMemory', 'StreamDecoder', 'Tokenizer', 'Unsupported', 'active_isa', 'beam', 'build_knowledge', 'extend', 'generate', 'inspect_knowledge', 'supported_isas', 'warp']
+class Error(Exception):
+    """
+    Root of everything that modicum raises.
+    """
+class InvalidArgument(Error, ValueError):
+    """
+    An argument that no input could make sense of.
+    """
+class IoError(Error, OSError):
+    """
+    A file or folder that cannot be read or written.
+    """
+class FormatError(Error, ValueError):
+    """
+    A file that is not what it says it is.
+    """
+class Corrupt(FormatError):
+    """
+    A file whose checksum does not match its bytes.
+    """
+class FingerprintMismatch(Error, ValueError):
+    """
+    A knowledge cache that belongs to another model.
+    """
+class ContextOverflow(Error, ValueError):
+    """
+    More tokens than the model's context holds.
+    """
+class OutOfMemory(Error, MemoryError):
+    """
+    No memory, or no more than the bound that was set.
+    """
+class DeviceError(Error, RuntimeError):
+    """
+    An accelerator that failed.
+    """
+class Unsupported(Error, NotImplementedError):
+    """
+    A valid input that this version does not handle; names the field.
+    """
+class Cancelled(Error, RuntimeError):
+    """
+    A progress callback asked to stop.
+    """
+class Tokenizer:
+    """
+    A tokenizer.json, equal to Hugging Face ``tokenizers`` in ids and offsets.
+    
+    Parameters
+    ----------
+    path : tokenizer.json, or the folder that holds it.
+    
+    Raises
+    ------
+    IoError, FormatError, Unsupported
+        For a component that is not implemented, naming it.
+    """
+    @staticmethod
+    def parse(json: str) -> Tokenizer:
+        """
+        A tokenizer from the text of a tokenizer.json.
+        """
+    def __init__(self, path: os.PathLike | str | bytes) -> None:
+        ...
+    def __len__(self) -> int:
+        ...
+    def decode(self, ids: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], skip_special_tokens: bool = True) -> str:
+        """
+        The text of token ids; broken UTF-8 becomes U+FFFD.
+        """
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """
+        Token ids of `text`, with what the post-processor adds (BOS and the like) unless told otherwise.
+        """
+    def encode_with_offsets(self, text: str, *, add_special_tokens: bool = True) -> tuple:
+        """
+        Token ids, and for each the half-open range of bytes of the UTF-8 text that it stands for.
+        """
+    def id_of(self, token: str) -> int | None:
+        """
+        The id of a token as spelled in the vocabulary, or None.
+        """
+    def is_special(self, id: typing.SupportsInt | typing.SupportsIndex) -> bool:
+        ...
+    def token_of(self, id: typing.SupportsInt | typing.SupportsIndex) -> str | None:
+        """
+        The spelling of an id in the vocabulary, or None.
+        """
+    @property
+    def fingerprint(self) -> str:
+        """
+        XXH3-128 of the tokenizer.json.
+        """
+class StreamDecoder:
+    """
+    Decodes a growing sequence of tokens, never half a character.
+    
+    The pieces joined equal ``tokenizer.decode`` of all the tokens.
+    """
+    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True) -> None:
+        ...
+    def finish(self) -> str:
+        """
+        What is left; an incomplete character as U+FFFD.
+        """
+    def push(self, id: typing.SupportsInt | typing.SupportsIndex) -> str:
+        """
+        The text that became certain with this token, maybe empty.
+        """
+class ModelConfig:
+    """
+    What config.json says of the model, in transformers' names.
+    """
+    def __repr__(self) -> str:
+        ...
+    @property
+    def bos_token_id(self) -> int | None:
+        ...
+    @property
+    def eos_token_ids(self) -> list[int]:
+        ...
+    @property
+    def head_dim(self) -> int:
+        ...
+    @property
+    def hidden_size(self) -> int:
+        ...
+    @property
+    def intermediate_size(self) -> int:
+        ...
+    @property
+    def max_position_embeddings(self) -> int:
+        ...
+    @property
+    def model_type(self) -> str:
+        ...
+    @property
+    def num_attention_heads(self) -> int:
+        ...
+    @property
+    def num_hidden_layers(self) -> int:
+        ...
+    @property
+    def num_key_value_heads(self) -> int:
+        ...
+    @property
+    def qk_norm(self) -> bool:
+        ...
+    @property
+    def qkv_bias(self) -> bool:
+        ...
+    @property
+    def rms_norm_eps(self) -> float:
+        ...
+    @property
+    def sliding_window(self) -> list[int]:
+        """
+        Of each layer; 0 or an empty list: all keys.
+        """
+    @property
+    def tie_word_embeddings(self) -> bool:
+        ...
+    @property
+    def vocab_size(self) -> int:
+        ...
+class Branch:
+    """
+    A prefix that a model has read: a handle on a node of its tree of keys and values.
+    
+    Extending shares the prefix, it copies nothing. When the last handle below a node goes, its memory returns at once.
+    """
+    def __len__(self) -> int:
+        ...
+    def __repr__(self) -> str:
+        ...
+    def extend(self, ids: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], *, progress: typing.Any = None) -> Branch:
+        """
+        Reads `ids` after this prefix and returns the new leaf.
+        
+        Raises
+        ------
+        ContextOverflow
+            Before any work, where the path would be longer than the model's context.
+        InvalidArgument
+            For no ids, or one outside the vocabulary.
+        """
+    def logits(self) -> numpy.typing.NDArray[numpy.float32]:
+        """
+        Logits of the token after this prefix: float32 [vocabulary].
+        """
+    @property
+    def tokens(self) -> list[int]:
+        """
+        The token ids from the root to here.
+        """
+class Model:
+    def __init__(self, path: os.PathLike | str | bytes, *, dtype: str = 'auto', threads: typing.SupportsInt | typing.SupportsIndex = 0) -> None:
+        ...
+    def logits(self, ids: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], *, progress: typing.Any = None) -> numpy.typing.NDArray[numpy.float32]:
+        ...
+    def tree(self, *, max_kv_bytes: typing.SupportsInt | typing.SupportsIndex = 0) -> Branch:
+        ...
+    @property
+    def config(self) -> ModelConfig:
+        ...
+    @property
+    def dtype(self) -> str:
+        ...
+    @property
+    def fingerprint(self) -> str:
+        ...
+    @property
+    def kv_bytes_per_token(self) -> int:
+        ...
+    @property
+    def parameters(self) -> int:
+        ...
+    @property
+    def path(self) -> str:
+        ...
+    @property
+    def threads(self) -> int:
+        ...
+    @property
+    def tokenizer(self) -> Tokenizer:
+        ...
+    @property
+    def weight_bytes(self) -> int:
+        ...
+class GenerateResult:
+    @property
+    def finish_reason(self) -> str:
+        ...
+    @property
+    def ids(self) -> list[int]:
+        ...
+    @property
+    def log_probabilities(self) -> list[float]:
+        ...
+    @property
+    def text(self) -> str:
+        ...
+class BeamHypothesis:
+    @property
+    def finish_reason(self) -> str:
+        ...
+    @property
+    def ids(self) -> list[int]:
+        ...
+    @property
+    def score(self) -> float:
+        ...
+class Citation:
+    """
+    The line of a document that holds an answer.
+    """
+    def __repr__(self) -> str:
+        ...
+    @property
+    def bytes(self) -> tuple[int, int]:
+        """
+        Half-open byte range of the line in the source file.
+        """
+    @property
+    def document(self) -> str:
+        ...
+    @property
+    def line(self) -> int:
+        """
+        Counted from 1.
+        """
+    @property
+    def quote(self) -> str:
+        """
+        The line: exactly those bytes.
+        """
+    @property
+    def source(self) -> str:
+        ...
+class Cost:
+    """
+    What an answer took.
+    """
+    @property
+    def cached_tokens(self) -> int:
+        ...
+    @property
+    def decode_seconds(self) -> float:
+        ...
+    @property
+    def new_tokens(self) -> int:
+        ...
+    @property
+    def prefill_seconds(self) -> float:
+        ...
+    @property
+    def question_tokens(self) -> int:
+        ...
+class Answer:
+    """
+    An answer with its citations and cost.
+    """
+    def __repr__(self) -> str:
+        ...
+    def __str__(self) -> str:
+        ...
+    @property
+    def citations(self) -> list[Citation]:
+        ...
+    @property
+    def cost(self) -> Cost:
+        ...
+    @property
+    def finish_reason(self) -> str:
+        ...
+    @property
+    def ids(self) -> list[int]:
+        ...
+    @property
+    def log_probabilities(self) -> list[float]:
+        ...
+    @property
+    def text(self) -> str:
+        ...
+class Knowledge:
+    @staticmethod
+    def open(path: os.PathLike | str | bytes, model: Model) -> Knowledge:
+        ...
+    def __len__(self) -> int:
+        ...
+    def ask(self, question: str, *, max_new_tokens: typing.SupportsInt | typing.SupportsIndex = 64, temperature: typing.SupportsFloat | typing.SupportsIndex = 0.0, top_k: typing.SupportsInt | typing.SupportsIndex = 0, top_p: typing.SupportsFloat | typing.SupportsIndex = 1.0, min_p: typing.SupportsFloat | typing.SupportsIndex = 0.0, repetition_penalty: typing.SupportsFloat | typing.SupportsIndex = 1.0, seed: typing.SupportsInt | typing.SupportsIndex = 0, stop: collections.abc.Sequence[str] = [], callback: typing.Any = None) -> Answer:
+        ...
+    def branch(self) -> Branch:
+        """
+        The branch at the end of the documents; extend it with `question_ids` or anything else.
+        """
+    def describe(self) -> dict:
+        ...
+    def prompt(self) -> str:
+        """
+        The text that was read: instruction, documents, and what comes before a question.
+        """
+    def question_ids(self, question: str) -> list[int]:
+        """
+        The tokens that follow the documents for this question, up to where the answer begins.
+        """
+def active_isa() -> str:
+    """
+    The instruction set whose kernels run: plain, avx2, avx512, avx512bf16 or amx (MODICUM_ISA forces one).
+    """
+def beam(start: Branch, prompt: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], *, beams: typing.SupportsInt | typing.SupportsIndex, max_new_tokens: typing.SupportsInt | typing.SupportsIndex, min_new_tokens: typing.SupportsInt | typing.SupportsIndex, length_penalty: typing.SupportsFloat | typing.SupportsIndex, early_stopping: str, num_return: typing.SupportsInt | typing.SupportsIndex, stop_ids: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], repetition_penalty: typing.SupportsFloat | typing.SupportsIndex, progress: typing.Any) -> list[BeamHypothesis]:
+    ...
+def build_knowledge(model: Model, sources: collections.abc.Sequence[os.PathLike | str | bytes], path: os.PathLike | str | bytes, *, before_documents: str, before_question: str, after_question: str, add_special_tokens: bool, reserve: typing.SupportsInt | typing.SupportsIndex, progress: typing.Any) -> Knowledge:
+    ...
+def extend(extensions: collections.abc.Sequence[tuple[Branch, collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]]], *, progress: typing.Any = None) -> list[Branch]:
+    """
+    Reads many branches at once: `extensions` is a list of (branch, ids), all of one tree.
+    
+    Keys and values that branches share are read from memory once for all of them. Returns the new leaves, in order.
+    """
+def generate(start: Branch, prompt: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], *, max_new_tokens: typing.SupportsInt | typing.SupportsIndex, min_new_tokens: typing.SupportsInt | typing.SupportsIndex, stop_ids: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], stop: collections.abc.Sequence[str], temperature: typing.SupportsFloat | typing.SupportsIndex, top_k: typing.SupportsInt | typing.SupportsIndex, top_p: typing.SupportsFloat | typing.SupportsIndex, min_p: typing.SupportsFloat | typing.SupportsIndex, repetition_penalty: typing.SupportsFloat | typing.SupportsIndex, seed: typing.SupportsInt | typing.SupportsIndex, with_text: bool, callback: typing.Any) -> GenerateResult:
+    ...
+def inspect_knowledge(path: os.PathLike | str | bytes) -> dict:
+    """
+    What a knowledge file holds, after checking its seal and checksums.
+    """
+def supported_isas() -> list[str]:
+    ...
+def warp(logits: typing.Annotated[numpy.typing.ArrayLike, numpy.float32], *, temperature: typing.SupportsFloat | typing.SupportsIndex, top_k: typing.SupportsInt | typing.SupportsIndex, top_p: typing.SupportsFloat | typing.SupportsIndex, min_p: typing.SupportsFloat | typing.SupportsIndex) -> numpy.typing.NDArray[numpy.float32]:
+    ...
