@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // bf16 products in tiles (AMX, TDPBF16PS): C[16 outputs, 16 tokens] += A[16 outputs, 32 inputs] · B[32 inputs, 16 tokens].
-// A tile of A is 16 rows of the weights where they lie, so nothing of the model is repacked; B is the activations, which
-// `pack` leaves as [group of 16 tokens][block of 32 inputs][16 pairs of inputs][16 tokens][2]. One element of C is summed
-// block by block in order whatever stands beside it, so a token's result does not depend on the batch. Everything
-// that is not bf16 is AVX-512's.
+// A tile of A is 16 rows of the weights, so nothing of the model is repacked for good; B is the activations, which `pack`
+// leaves as [group of 16 tokens][block of 32 inputs][16 pairs of inputs][16 tokens][2]. An element of C is summed in f32,
+// block by block in order, whatever stands beside it, so a token's result does not depend on the batch; as in the
+// hardware's products, subnormal inputs and sums count as zero. Everything that is not bf16 is AVX-512's.
 #include <immintrin.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <cstring>
+#include <concepts>
 
 #include "kernels.hpp"
 #include "target.hpp"
@@ -19,12 +19,22 @@ namespace amx {
 
 constexpr std::size_t kTileRows = 16;
 constexpr std::size_t kTileInputs = 32;
-constexpr std::size_t kTileBytes = 1024;
-constexpr std::size_t kTileElements = kTileBytes / sizeof(bf16);
+constexpr std::size_t kTileElements = kTileRows * kTileInputs;
+constexpr std::size_t kTileFloats = 16 * 16;
+
+/// Weights are copied to aligned tiles in panels of 2 × 16 rows by at most 1024 inputs, 64 KiB, and pass all tokens in
+/// parts of 512 inputs that stay in the first-level cache.
+constexpr std::size_t kPanelBlocks = 32;
+constexpr std::size_t kPartBlocks = 16;
+constexpr std::size_t kPanelBytes = 2 * kTileElements * kPanelBlocks * sizeof(bf16);
+/// Sums of so many rows of weights and tokens wait in the second-level cache while the inputs pass, panel by panel.
+constexpr std::size_t kSumRows = 256;
+constexpr std::size_t kSumTokens = 512;
+static_assert(kPanelBytes + kSumRows * kSumTokens * sizeof(float) <= kMatmulScratch);
 
 std::size_t packed_bytes(DType dtype, std::size_t tokens, std::size_t cols) {
   if (dtype != DType::bf16) return avx512_kernels().packed_bytes(dtype, tokens, cols);
-  return padded(tokens, kPackTokens) / kPackTokens * (padded(cols, kTileInputs) / kTileInputs) * kTileBytes;
+  return padded(tokens, kPackTokens) * padded(cols, kTileInputs) * sizeof(bf16);
 }
 
 }  // namespace amx
@@ -32,6 +42,8 @@ std::size_t packed_bytes(DType dtype, std::size_t tokens, std::size_t cols) {
 
 MODICUM_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,amx-tile,amx-bf16")
 namespace modicum::cpu::amx {
+
+#include "avx512.inc"
 
 struct alignas(64) TileConfig {
   std::uint8_t palette = 1;
@@ -45,135 +57,298 @@ void pack(DType dtype, const float* x, std::size_t tokens, std::size_t cols, std
   if (dtype != DType::bf16) return avx512_kernels().pack(dtype, x, tokens, cols, group, packed);
   const std::size_t blocks = padded(cols, kTileInputs) / kTileInputs;
   bf16* const tiles = static_cast<bf16*>(packed) + group * blocks * kTileElements;
-  const std::size_t begin = group * kPackTokens;
-  const std::size_t count = std::min(tokens - begin, kPackTokens);
-  if (count < kPackTokens || cols % kTileInputs != 0) std::fill_n(tiles, blocks * kTileElements, bf16{});
-  for (std::size_t t = 0; t < count; ++t) {
-    const float* row = x + (begin + t) * cols;
-    for (std::size_t k = 0; k < cols; ++k) {
-      tiles[k / 2 * 2 * kPackTokens + t * 2 + k % 2] = to_bf16(row[k]);
+  const float* const first = x + group * kPackTokens * cols;
+  const std::size_t count = std::min(tokens - group * kPackTokens, kPackTokens);
+  for (std::size_t b = 0; b < blocks; ++b) {
+    const std::size_t k = b * kTileInputs;
+    const auto mask = static_cast<std::uint32_t>((std::uint64_t{1} << std::min(kTileInputs, cols - k)) - 1);
+    __m512i pairs[16];
+    for (std::size_t t = 0; t < 16; ++t) {
+      const float* row = first + t * cols + k;
+      const auto low = static_cast<__mmask16>(t < count ? mask : 0);
+      const auto high = static_cast<__mmask16>(t < count ? mask >> 16 : 0);
+      pairs[t] = (__m512i)_mm512_cvtne2ps_pbh(_mm512_maskz_loadu_ps(high, row + 16), _mm512_maskz_loadu_ps(low, row));
     }
+    transpose(pairs);
+    for (std::size_t p = 0; p < 16; ++p) _mm512_store_si512(tiles + b * kTileElements + p * kTileInputs, pairs[p]);
   }
 }
 
-/// Where one product's operands lie, and how far ahead of its use a line of the weights is fetched.
-struct Operands {
-  const bf16* w = nullptr;          ///< first row of this block of outputs
-  std::size_t w_rows = 0;           ///< rows from there to the end of the matrix
-  std::size_t cols = 0;
-  const bf16* x = nullptr;          ///< first group of tokens
-  std::size_t x_group = 0;          ///< elements of one group
+/// Two tiles' rows of weights for consecutive blocks of inputs: the tile of block b begins `step` · b elements on, and its
+/// rows lie `stride` bytes apart.
+struct Panel {
+  const bf16* first = nullptr;
+  const bf16* second = nullptr;
+  std::size_t step = 0;
+  std::size_t stride = 0;
 };
 
-/// A block of weights that would reach over an edge of the matrix, copied with zeros around it.
-inline void stage(const Operands& at, std::size_t row, std::size_t k, bf16* tile) {
-  std::fill_n(tile, kTileElements, bf16{});
-  const std::size_t rows = std::min(kTileRows, at.w_rows - std::min(at.w_rows, row));
-  const std::size_t inputs = std::min(kTileInputs, at.cols - k);
-  for (std::size_t r = 0; r < rows; ++r) {
-    std::memcpy(tile + r * kTileInputs, at.w + (row + r) * at.cols + k, inputs * sizeof(bf16));
+/// C tiles of 2 × T blocks (T ≤ 2), c[first, second][t][16 outputs][16 tokens], over `blocks` blocks of inputs; they begin
+/// at zero where `fresh`, else where c stands. Tile registers are named by literals, hence the branches.
+template <int T>
+inline void multiply(const Panel& w, const bf16* x, std::size_t x_group, std::size_t blocks, bool fresh, float* c) {
+  if (fresh) {
+    _tile_zero(0);
+    if constexpr (T == 2) _tile_zero(1);
+    _tile_zero(2);
+    if constexpr (T == 2) _tile_zero(3);
+  } else {
+    _tile_loadd(0, c, 64);
+    if constexpr (T == 2) _tile_loadd(1, c + kTileFloats, 64);
+    _tile_loadd(2, c + T * kTileFloats, 64);
+    if constexpr (T == 2) _tile_loadd(3, c + 3 * kTileFloats, 64);
   }
-}
-
-/// Fetches what this block of outputs, or the next one, needs 16 blocks of inputs later; the hardware's own prefetcher
-/// does not follow so many rows at once.
-inline void prefetch(const Operands& at, std::size_t rows, std::size_t k) {
-  constexpr std::size_t ahead = 16 * kTileInputs;
-  std::size_t next = k + ahead;
-  if (next >= at.cols) {
-    next = next - at.cols + rows * at.cols;
-    if (at.w_rows < 2 * rows || next >= (rows + 1) * at.cols) return;
-  }
-  for (std::size_t r = 0; r < rows; ++r) {
-    _mm_prefetch(reinterpret_cast<const char*>(at.w + r * at.cols + next), _MM_HINT_T0);
-  }
-}
-
-#define MODICUM_LOAD_W(tile, row)                                                           \
-  do {                                                                                      \
-    if (edge || k + kTileInputs > at.cols) {                                                \
-      stage(at, row, k, staged);                                                            \
-      _tile_loadd(tile, staged, 64);                                                        \
-    } else {                                                                                \
-      _tile_loadd(tile, at.w + (row) * at.cols + k, static_cast<long>(at.cols * sizeof(bf16))); \
-    }                                                                                       \
-  } while (false)
-
-/// C tiles of O × T blocks (O, T ≤ 2) over all inputs, stored to c[o][t][16 outputs][16 tokens]. Tile registers are named
-/// by literals, hence the branches.
-template <int O, int T>
-inline void tile_block(const Operands& at, bool fetch, float* c) {
-  alignas(64) bf16 staged[kTileElements];
-  const bool edge = at.w_rows < O * kTileRows;
-  _tile_zero(0);
-  if constexpr (T == 2) _tile_zero(1);
-  if constexpr (O == 2) _tile_zero(2);
-  if constexpr (O == 2 && T == 2) _tile_zero(3);
-  for (std::size_t k = 0, block = 0; k < at.cols; k += kTileInputs, ++block) {
-    if (fetch) prefetch(at, O * kTileRows, k);
-    _tile_loadd(6, at.x + block * kTileElements, 64);
-    if constexpr (T == 2) _tile_loadd(7, at.x + at.x_group + block * kTileElements, 64);
-    MODICUM_LOAD_W(4, 0);
+  const auto stride = static_cast<long>(w.stride);
+  for (std::size_t b = 0; b < blocks; ++b) {
+    _tile_loadd(4, w.first + b * w.step, stride);
+    _tile_loadd(6, x + b * kTileElements, 64);
     _tile_dpbf16ps(0, 4, 6);
-    if constexpr (T == 2) _tile_dpbf16ps(1, 4, 7);
-    if constexpr (O == 2) {
-      MODICUM_LOAD_W(5, kTileRows);
-      _tile_dpbf16ps(2, 5, 6);
-      if constexpr (T == 2) _tile_dpbf16ps(3, 5, 7);
+    if constexpr (T == 2) {
+      _tile_loadd(7, x + x_group + b * kTileElements, 64);
+      _tile_dpbf16ps(1, 4, 7);
     }
+    _tile_loadd(5, w.second + b * w.step, stride);
+    _tile_dpbf16ps(2, 5, 6);
+    if constexpr (T == 2) _tile_dpbf16ps(3, 5, 7);
   }
   _tile_stored(0, c, 64);
-  if constexpr (T == 2) _tile_stored(1, c + 256, 64);
-  if constexpr (O == 2) _tile_stored(2, c + 512, 64);
-  if constexpr (O == 2 && T == 2) _tile_stored(3, c + 768, 64);
+  if constexpr (T == 2) _tile_stored(1, c + kTileFloats, 64);
+  _tile_stored(2, c + T * kTileFloats, 64);
+  if constexpr (T == 2) _tile_stored(3, c + 3 * kTileFloats, 64);
 }
 
-#undef MODICUM_LOAD_W
+/// Up to 16 rows of a matrix of weights.
+struct Rows {
+  const bf16* w = nullptr;
+  std::size_t count = 0;
+};
 
-/// Writes one C tile's [outputs, tokens] into y[t, o].
-inline void store_tile(const MatmulTask& task, const float* c, std::size_t o, std::size_t outputs, std::size_t t) {
-  const std::size_t tokens = std::min(kPackTokens, task.tokens - t);
-  for (std::size_t i = 0; i < tokens; ++i) {
-    float* y = task.y + (t + i) * task.y_stride + o;
-    for (std::size_t j = 0; j < outputs; ++j) {
-      const float sum = task.bias != nullptr ? c[j * 16 + i] + task.bias[o + j] : c[j * 16 + i];
-      y[j] = task.add ? y[j] + sum : sum;
+/// Copies blocks of a tile's rows side by side, with zeros beyond the matrix. Weights in a file are aligned to no cache
+/// line, and rows that lie a power of two apart push each other out of the cache.
+inline void stage(const Rows& rows, std::size_t cols, std::size_t block, std::size_t blocks, bf16* to) {
+  const std::size_t whole = std::min(blocks, cols / kTileInputs - std::min(block, cols / kTileInputs));
+  const auto tail = static_cast<__mmask32>((std::uint64_t{1} << cols % kTileInputs) - 1);
+  for (std::size_t r = 0; r < kTileRows; ++r, to += kTileInputs) {
+    if (r >= rows.count) {
+      for (std::size_t b = 0; b < blocks; ++b) _mm512_store_si512(to + b * kTileElements, _mm512_setzero_si512());
+      continue;
+    }
+    const bf16* from = rows.w + r * cols + block * kTileInputs;
+    for (std::size_t b = 0; b < whole; ++b) {
+      _mm512_store_si512(to + b * kTileElements, _mm512_loadu_si512(from + b * kTileInputs));
+    }
+    if (whole < blocks) {
+      _mm512_store_si512(to + whole * kTileElements, _mm512_maskz_loadu_epi16(tail, from + whole * kTileInputs));
     }
   }
 }
 
-template <int O>
-void matmul_outputs(const MatmulTask& task, std::size_t o, std::size_t outputs) {
-  alignas(64) float c[4 * 256];
-  Operands at{.w = static_cast<const bf16*>(task.w) + o * task.cols, .w_rows = task.o_end - o, .cols = task.cols};
-  at.x_group = padded(task.cols, kTileInputs) / kTileInputs * kTileElements;
-  const std::size_t groups = padded(task.tokens, kPackTokens) / kPackTokens;
-  for (std::size_t g = 0; g < groups; g += 2) {
-    at.x = static_cast<const bf16*>(task.x) + g * at.x_group;
-    const bool pair = g + 1 < groups;
-    if (pair) {
-      tile_block<O, 2>(at, g == 0 && at.w_rows >= O * kTileRows, c);
-    } else {
-      tile_block<O, 1>(at, g == 0 && at.w_rows >= O * kTileRows, c);
+inline Panel staged(const Rows& first, const Rows& second, std::size_t cols, std::size_t block, std::size_t blocks,
+                    bf16* room) {
+  bf16* const other = room + kPanelBlocks * kTileElements;
+  stage(first, cols, block, blocks, room);
+  stage(second, cols, block, blocks, other);
+  return {room, other, kTileElements, kTileInputs * sizeof(bf16)};
+}
+
+/// One product or two that share their input, as a number of steps: a step is two tiles' rows of weights, and what to do
+/// with their complete C tiles.
+///
+///   std::size_t steps() const;
+///   Rows first(std::size_t step) const;  second likewise
+///   template <int T> void store(std::size_t step, std::size_t g, const float* c) const;  for groups [g, g + T)
+template <class Work>
+concept TileWork = requires(const Work work, const float* c) {
+  { work.steps() } -> std::same_as<std::size_t>;
+  { work.first(0) } -> std::same_as<Rows>;
+  { work.second(0) } -> std::same_as<Rows>;
+  work.template store<2>(0, 0, c);
+};
+
+/// The activations' side.
+struct Packed {
+  const bf16* x = nullptr;
+  std::size_t cols = 0;
+  std::size_t groups = 0;
+
+  std::size_t blocks() const { return padded(cols, kTileInputs) / kTileInputs; }
+  const bf16* at(std::size_t group, std::size_t block) const { return x + (group * blocks() + block) * kTileElements; }
+};
+
+/// Many tokens: steps [begin, end) and groups [g_begin, g_end), whose sums have room in the scratch. For each panel of
+/// inputs, all weights; for each panel of weights, all tokens.
+template <TileWork Work>
+void multiply_many(const Work& work, const Packed& x, std::size_t begin, std::size_t end, std::size_t g_begin,
+                   std::size_t g_end, void* scratch) {
+  bf16* const room = static_cast<bf16*>(scratch);
+  float* const sums = static_cast<float*>(scratch) + kPanelBytes / sizeof(float);
+  const std::size_t pairs = (g_end - g_begin + 1) / 2;
+  const auto sums_of = [&](std::size_t step, std::size_t p) {
+    return sums + ((step - begin) * pairs + p) * 4 * kTileFloats;
+  };
+  // Panels of equal size.
+  const std::size_t panels = (x.blocks() + kPanelBlocks - 1) / kPanelBlocks;
+  const std::size_t panel = (x.blocks() + panels - 1) / panels;
+  for (std::size_t block = 0; block < x.blocks(); block += panel) {
+    const std::size_t blocks = std::min(panel, x.blocks() - block);
+    for (std::size_t step = begin; step < end; ++step) {
+      Panel w = staged(work.first(step), work.second(step), x.cols, block, blocks, room);
+      for (std::size_t part = 0; part < blocks; part += kPartBlocks) {
+        const std::size_t count = std::min(kPartBlocks, blocks - part);
+        for (std::size_t p = 0; p < pairs; ++p) {
+          const bf16* tokens = x.at(g_begin + 2 * p, block + part);
+          const auto run = g_begin + 2 * p + 1 < g_end ? multiply<2> : multiply<1>;
+          run(w, tokens, x.blocks() * kTileElements, count, block + part == 0, sums_of(step, p));
+        }
+        w.first += kPartBlocks * kTileElements;
+        w.second += kPartBlocks * kTileElements;
+      }
     }
-    for (std::size_t i = 0; i * kTileRows < outputs; ++i) {
-      const std::size_t count = std::min(kTileRows, outputs - i * kTileRows);
-      store_tile(task, c + i * 512, o + i * kTileRows, count, g * kPackTokens);
-      if (pair) store_tile(task, c + i * 512 + 256, o + i * kTileRows, count, (g + 1) * kPackTokens);
+  }
+  // Token by token, so that a row of the output is written in one go.
+  for (std::size_t p = 0; p < pairs; ++p) {
+    const std::size_t g = g_begin + 2 * p;
+    for (std::size_t step = begin; step < end; ++step) {
+      g + 1 < g_end ? work.template store<2>(step, g, sums_of(step, p))
+                    : work.template store<1>(step, g, sums_of(step, p));
     }
   }
 }
+
+/// Few tokens, T groups: each weight is used where it lies, once, so the time is that of reading it.
+template <int T, TileWork Work>
+void multiply_few(const Work& work, const Packed& x, void* scratch) {
+  alignas(64) float c[4 * kTileFloats];
+  const std::size_t whole = x.cols / kTileInputs;
+  for (std::size_t step = 0; step < work.steps(); ++step) {
+    const Rows first = work.first(step);
+    const Rows second = work.second(step);
+    std::size_t block = 0;
+    if (first.count == kTileRows && second.count == kTileRows && whole > 0) {
+      const Panel w{first.w, second.w, kTileInputs, x.cols * sizeof(bf16)};
+      multiply<T>(w, x.at(0, 0), x.blocks() * kTileElements, whole, true, c);
+      block = whole;
+    }
+    for (; block < x.blocks(); block += kPanelBlocks) {
+      const std::size_t blocks = std::min(kPanelBlocks, x.blocks() - block);
+      const Panel w = staged(first, second, x.cols, block, blocks, static_cast<bf16*>(scratch));
+      multiply<T>(w, x.at(0, block), x.blocks() * kTileElements, blocks, block == 0, c);
+    }
+    work.template store<T>(step, 0, c);
+  }
+}
+
+template <TileWork Work>
+void multiply_all(const Work& work, const Packed& x, void* scratch) {
+  const TileConfig config;
+  _tile_loadconfig(&config);
+  if (x.groups <= 2) {
+    x.groups == 1 ? multiply_few<1>(work, x, scratch) : multiply_few<2>(work, x, scratch);
+  } else {
+    constexpr std::size_t most_groups = kSumTokens / kPackTokens;
+    constexpr std::size_t most_steps = kSumRows / (2 * kTileRows);
+    for (std::size_t step = 0; step < work.steps(); step += most_steps) {
+      for (std::size_t g = 0; g < x.groups; g += most_groups) {
+        multiply_many(work, x, step, std::min(work.steps(), step + most_steps), g,
+                      std::min(x.groups, g + most_groups), scratch);
+      }
+    }
+  }
+  _tile_release();
+}
+
+/// y[t, o] (+)= C[o, t] + bias[o], 32 outputs a step.
+struct Outputs {
+  const MatmulTask& task;
+
+  std::size_t steps() const { return (task.o_end - task.o_begin + 31) / 32; }
+  std::size_t output(std::size_t step, std::size_t half) const { return task.o_begin + step * 32 + half * kTileRows; }
+  Rows rows(std::size_t o) const {
+    if (o >= task.o_end) return {static_cast<const bf16*>(task.w) + task.o_begin * task.cols, 0};
+    return {static_cast<const bf16*>(task.w) + o * task.cols, std::min(kTileRows, task.o_end - o)};
+  }
+  Rows first(std::size_t step) const { return rows(output(step, 0)); }
+  Rows second(std::size_t step) const { return rows(output(step, 1)); }
+
+  template <int T>
+  void store(std::size_t step, std::size_t g, const float* c) const {
+    for (std::size_t half = 0; half < 2 && output(step, half) < task.o_end; ++half) {
+      const std::size_t o = output(step, half);
+      for (std::size_t t = 0; t < T; ++t) {
+        store_tile(c + (half * T + t) * kTileFloats, o, std::min(kTileRows, task.o_end - o), (g + t) * kPackTokens);
+      }
+    }
+  }
+
+  /// One C tile's [outputs, tokens]; at most 16 of each.
+  void store_tile(const float* c, std::size_t o, std::size_t outputs, std::size_t t) const {
+    __m512i sums[16];
+    for (int i = 0; i < 16; ++i) sums[i] = _mm512_load_si512(c + i * 16);
+    transpose(sums);
+    const auto mask = static_cast<__mmask16>((1u << outputs) - 1u);
+    const __m512 bias = task.bias != nullptr ? _mm512_maskz_loadu_ps(mask, task.bias + o) : _mm512_setzero_ps();
+    const std::size_t tokens = std::min(kPackTokens, task.tokens - t);
+    for (std::size_t i = 0; i < tokens; ++i) {
+      float* const y = task.y + (t + i) * task.y_stride + o;
+      __m512 sum = _mm512_add_ps(_mm512_castsi512_ps(sums[i]), bias);
+      if (task.add) sum = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, y), sum);
+      _mm512_mask_storeu_ps(y, mask, sum);
+    }
+  }
+};
+
+/// 16 outputs of gate and up a step; silu(gate) · up goes straight to where the next product reads it. A C tile has
+/// outputs for rows and tokens for columns, as a packed tile has, so nothing is transposed.
+struct Gated {
+  const GatedTask& task;
+
+  std::size_t steps() const { return (task.o_end - task.o_begin + kTileRows - 1) / kTileRows; }
+  Rows rows(const void* w, std::size_t step) const {
+    const std::size_t o = task.o_begin + step * kTileRows;
+    if (o >= task.rows) return {static_cast<const bf16*>(w), 0};
+    return {static_cast<const bf16*>(w) + o * task.cols, std::min(kTileRows, task.rows - o)};
+  }
+  Rows first(std::size_t step) const { return rows(task.gate, step); }
+  Rows second(std::size_t step) const { return rows(task.up, step); }
+
+  template <int T>
+  void store(std::size_t step, std::size_t g, const float* c) const {
+    const std::size_t o = task.o_begin + step * kTileRows;
+    const std::size_t blocks = padded(task.rows, kTileInputs) / kTileInputs;
+    for (std::size_t t = 0; t < T; ++t) {
+      bf16* to = static_cast<bf16*>(task.packed) + ((g + t) * blocks + o / kTileInputs) * kTileElements;
+      store_tile(c + t * kTileFloats, c + (T + t) * kTileFloats, o, to + o % kTileInputs / 2 * kTileInputs);
+    }
+  }
+
+  void store_tile(const float* gate, const float* up, std::size_t o, bf16* to) const {
+    for (std::size_t i = 0; i < kTileRows; i += 2, to += kTileInputs) {
+      const __m512i even = value(gate + i * 16, up + i * 16, o + i);
+      const __m512i odd = value(gate + (i + 1) * 16, up + (i + 1) * 16, o + i + 1);
+      _mm512_store_si512(to, _mm512_or_si512(even, _mm512_slli_epi32(odd, 16)));
+    }
+  }
+
+  /// Output o of 16 tokens, bf16 in the lower halves.
+  __m512i value(const float* gate, const float* up, std::size_t o) const {
+    if (o >= task.rows) return _mm512_setzero_si512();
+    __m512 a = _mm512_load_ps(gate);
+    __m512 b = _mm512_load_ps(up);
+    if (task.gate_bias != nullptr) a = _mm512_add_ps(a, _mm512_set1_ps(task.gate_bias[o]));
+    if (task.up_bias != nullptr) b = _mm512_add_ps(b, _mm512_set1_ps(task.up_bias[o]));
+    return _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(_mm512_mul_ps(silu(a), b)));
+  }
+};
 
 void matmul(const MatmulTask& task) {
   if (task.dtype != DType::bf16) return avx512_kernels().matmul(task);
-  const TileConfig config;
-  _tile_loadconfig(&config);
-  std::size_t o = task.o_begin;
-  for (; o + kTileRows < task.o_end; o += 2 * kTileRows) {
-    matmul_outputs<2>(task, o, std::min(2 * kTileRows, task.o_end - o));
-  }
-  if (o < task.o_end) matmul_outputs<1>(task, o, task.o_end - o);
-  _tile_release();
+  const std::size_t groups = padded(task.tokens, kPackTokens) / kPackTokens;
+  multiply_all(Outputs{task}, {static_cast<const bf16*>(task.x), task.cols, groups}, task.scratch);
+}
+
+void gated(const GatedTask& task) {
+  const std::size_t groups = padded(task.tokens, kPackTokens) / kPackTokens;
+  multiply_all(Gated{task}, {static_cast<const bf16*>(task.x), task.cols, groups}, task.scratch);
 }
 
 }  // namespace modicum::cpu::amx
@@ -194,6 +369,7 @@ const KernelTable& amx_kernels() {
     t.packed_bytes = amx::packed_bytes;
     t.pack = amx::pack;
     t.matmul = amx::matmul;
+    t.gated = amx::gated;
     return t;
   }();
   return table;

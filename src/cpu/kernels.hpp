@@ -18,6 +18,8 @@ inline constexpr std::size_t kColumnPad = 32;
 /// Packing works on groups of this many tokens.
 inline constexpr std::size_t kPackTokens = 16;
 inline constexpr std::size_t kMostHeadDim = 256;
+/// Bytes of scratch that each `matmul` task gets.
+inline constexpr std::size_t kMatmulScratch = 576 * 1024;
 
 inline constexpr std::size_t padded(std::size_t n, std::size_t to) { return (n + to - 1) / to * to; }
 
@@ -34,6 +36,24 @@ struct MatmulTask {
   float* y = nullptr;
   std::size_t y_stride = 0;
   bool add = false;
+  void* scratch = nullptr;  ///< kMatmulScratch bytes, aligned to kAlignment
+};
+
+/// Outputs [o_begin, o_end), multiples of 32 (o_end up to the next one beyond `rows`), of
+/// h[t, o] = silu(dot(x[t], gate[o]) + gate_bias[o]) · (dot(x[t], up[o]) + up_bias[o]), bf16.
+struct GatedTask {
+  const void* x = nullptr;  ///< as `pack` left it
+  std::size_t tokens = 0;
+  std::size_t cols = 0;
+  const void* gate = nullptr;  ///< [rows, cols], bf16; up likewise
+  const void* up = nullptr;
+  std::size_t rows = 0;
+  std::size_t o_begin = 0;
+  std::size_t o_end = 0;
+  const float* gate_bias = nullptr;
+  const float* up_bias = nullptr;
+  void* packed = nullptr;   ///< h, as `pack` would leave it
+  void* scratch = nullptr;  ///< as of `MatmulTask`
 };
 
 /// A tile of keys and values of one key head as f32: keys transposed [head_dim, kKeyTile], values
@@ -79,6 +99,8 @@ struct KernelTable {
   void (*rms_norm)(const float* x, const float* weight, float eps, std::size_t n, float* y);
   void (*silu_mul)(float* gate, const float* up, std::size_t n);
   void (*rope)(float* x, const float* cos, const float* sin, std::size_t heads, std::size_t head_dim);
+  /// For bf16 weights; null where products, activation and packing are separate steps.
+  void (*gated)(const GatedTask& task) = nullptr;
 };
 
 const KernelTable& plain_kernels();

@@ -40,7 +40,7 @@ struct Transformer::Pass {
 
 /// Activations of one chunk; kept so that a step allocates nothing.
 struct Transformer::Workspace {
-  std::vector<float> x, h, q, k, v, attended, gate, up;
+  std::vector<float> x, h, q, k, v, attended;
   std::vector<std::vector<float>> rotated;  ///< queries by origin beyond the first
   std::vector<std::vector<float>> cos, sin;  ///< by origin
   ops::MatmulScratch scratch;
@@ -55,8 +55,6 @@ struct Transformer::Workspace {
     grow(k, c.kv_width());
     grow(v, c.kv_width());
     grow(attended, c.query_width());
-    grow(gate, c.intermediate_size);
-    grow(up, c.intermediate_size);
     rotated.resize(origins);
     cos.resize(origins);
     sin.resize(origins);
@@ -239,13 +237,13 @@ void Transformer::attend(const Pass& pass, std::size_t layer, std::size_t first,
 
 void Transformer::feed_forward(const LayerWeights& layer, std::size_t count) const {
   Workspace& w = *work_;
-  const std::size_t width = config_.intermediate_size;
-  const ops::Product in[] = {{layer.gate.weight, layer.gate.bias_or_null(), w.gate.data(), width},
-                             {layer.up.weight, layer.up.bias_or_null(), w.up.data(), width}};
-  ops::matmul(pool_, w.h.data(), count, config_.hidden_size, in, w.scratch);
-  ops::silu_mul(pool_, w.gate.data(), w.up.data(), count * width);
-  const ops::Product out[] = {{layer.down.weight, layer.down.bias_or_null(), w.x.data(), config_.hidden_size, true}};
-  ops::matmul(pool_, w.gate.data(), count, width, out, w.scratch);
+  const ops::SwigluWeights weights{.gate = layer.gate.weight,
+                                   .up = layer.up.weight,
+                                   .down = layer.down.weight,
+                                   .gate_bias = layer.gate.bias_or_null(),
+                                   .up_bias = layer.up.bias_or_null(),
+                                   .down_bias = layer.down.bias_or_null()};
+  ops::swiglu(pool_, w.h.data(), count, weights, w.x.data(), w.scratch);
 }
 
 void Transformer::fill_angles(const Pass& pass, std::size_t origin, std::size_t first, std::size_t count, float* cos,

@@ -2,9 +2,11 @@
 #include <modicum/ops/matmul.hpp>
 
 #include <algorithm>
+#include <memory>
 #include <string>
 
 #include <modicum/base/error.hpp>
+#include <modicum/ops/elementwise.hpp>
 
 #include "../cpu/kernels.hpp"
 
@@ -12,41 +14,50 @@ namespace modicum::ops {
 namespace {
 
 /// Outputs that one task computes: enough tasks to even out threads of unequal speed, each a multiple of the widest
-/// kernel's 32 outputs.
+/// kernel's 32 outputs, and not more than what that kernel reads its activations once for.
 constexpr std::size_t kOutputBlock = 32;
-constexpr std::size_t kTasksPerThread = 8;
+constexpr std::size_t kMostOutputs = 256;
+constexpr std::size_t kTasksPerThread = 4;
 
-void check(std::size_t cols, std::span<const Product> products) {
-  for (const Product& product : products) {
-    if (product.weight.cols != cols || product.weight.dtype != products[0].weight.dtype) {
-      fail({.op = "matmul", .what = "weight",
-            .expected = std::to_string(cols) + " columns of " + std::string(name_of(products[0].weight.dtype)),
-            .got = std::to_string(product.weight.cols) + " columns of " +
-                   std::string(name_of(product.weight.dtype))});
-    }
-  }
+void check(std::string_view op, const WeightView& weight, std::size_t rows, std::size_t cols, DType dtype) {
+  if (weight.rows == rows && weight.cols == cols && weight.dtype == dtype) return;
+  const auto describe = [](std::size_t r, std::size_t c, DType d) {
+    return std::to_string(r) + " × " + std::to_string(c) + " of " + std::string(name_of(d));
+  };
+  fail({.op = op, .what = "weight", .expected = describe(rows, cols, dtype),
+        .got = describe(weight.rows, weight.cols, weight.dtype)});
 }
 
 std::size_t block_size(std::size_t rows, std::size_t threads) {
   const std::size_t share = rows / (threads * kTasksPerThread);
-  return std::max(kOutputBlock, share / kOutputBlock * kOutputBlock);
+  return std::clamp(share / kOutputBlock * kOutputBlock, kOutputBlock, kMostOutputs);
 }
 
-}  // namespace
+/// Room for `bytes` within `words`, aligned for kernels.
+void* room(std::vector<std::uint64_t>& words, std::size_t bytes) {
+  const std::size_t need = (bytes + cpu::kAlignment) / sizeof(std::uint64_t) + 1;
+  if (words.size() < need) words.resize(need);
+  return reinterpret_cast<void*>(cpu::padded(reinterpret_cast<std::uintptr_t>(words.data()), cpu::kAlignment));
+}
 
-void matmul(ThreadPool& pool, const float* x, std::size_t tokens, std::size_t cols,
-            std::span<const Product> products, MatmulScratch& scratch) {
-  if (tokens == 0 || products.empty()) return;
-  check(cols, products);
+void* scratch_of_this_thread() {
+  struct alignas(cpu::kAlignment) Scratch {
+    std::byte bytes[cpu::kMatmulScratch];
+  };
+  thread_local const std::unique_ptr<Scratch> scratch(new Scratch);
+  return scratch.get();
+}
+
+void* pack(ThreadPool& pool, DType dtype, const float* x, std::size_t tokens, std::size_t cols,
+           std::vector<std::uint64_t>& words) {
   const cpu::KernelTable& kernels = cpu::kernels();
-  const DType dtype = products[0].weight.dtype;
-  const std::size_t bytes = kernels.packed_bytes(dtype, tokens, cols);
-  scratch.words.resize(std::max(scratch.words.size(), (bytes + cpu::kAlignment) / sizeof(std::uint64_t) + 1));
-  const auto address = reinterpret_cast<std::uintptr_t>(scratch.words.data());
-  void* const packed = reinterpret_cast<void*>(cpu::padded(address, cpu::kAlignment));
+  void* const packed = room(words, kernels.packed_bytes(dtype, tokens, cols));
   const std::size_t groups = cpu::padded(tokens, cpu::kPackTokens) / cpu::kPackTokens;
   pool.run(groups, [&](std::size_t g) { kernels.pack(dtype, x, tokens, cols, g, packed); });
+  return packed;
+}
 
+void multiply(ThreadPool& pool, const void* packed, std::size_t tokens, std::span<const Product> products) {
   std::size_t total = 0;
   for (const Product& product : products) total += product.weight.rows;
   const std::size_t block = block_size(total, pool.size());
@@ -55,10 +66,61 @@ void matmul(ThreadPool& pool, const float* x, std::size_t tokens, std::size_t co
   pool.run(tasks, [&](std::size_t task) {
     const Product* product = products.data();
     for (std::size_t n; task >= (n = (product->weight.rows + block - 1) / block); ++product) task -= n;
-    kernels.matmul({.dtype = dtype, .x = packed, .tokens = tokens, .cols = cols, .w = product->weight.data,
-                    .o_begin = task * block, .o_end = std::min(product->weight.rows, (task + 1) * block),
-                    .bias = product->bias, .y = product->y, .y_stride = product->y_stride, .add = product->add});
+    cpu::kernels().matmul({.dtype = product->weight.dtype, .x = packed, .tokens = tokens, .cols = product->weight.cols,
+                           .w = product->weight.data, .o_begin = task * block,
+                           .o_end = std::min(product->weight.rows, (task + 1) * block), .bias = product->bias,
+                           .y = product->y, .y_stride = product->y_stride, .add = product->add,
+                           .scratch = scratch_of_this_thread()});
   });
+}
+
+/// silu(x gateᵀ) · (x upᵀ), packed for the next product.
+const void* gated(ThreadPool& pool, const float* x, std::size_t tokens, const SwigluWeights& w,
+                  MatmulScratch& scratch) {
+  const std::size_t inner = w.gate.rows;
+  const DType dtype = w.gate.dtype;
+  const cpu::KernelTable& kernels = cpu::kernels();
+  const void* const packed = pack(pool, dtype, x, tokens, w.gate.cols, scratch.words);
+  if (dtype != DType::bf16 || kernels.gated == nullptr) {
+    scratch.gate.resize(std::max(scratch.gate.size(), tokens * inner));
+    scratch.up.resize(std::max(scratch.up.size(), tokens * inner));
+    const Product products[] = {{w.gate, w.gate_bias, scratch.gate.data(), inner},
+                                {w.up, w.up_bias, scratch.up.data(), inner}};
+    multiply(pool, packed, tokens, products);
+    silu_mul(pool, scratch.gate.data(), scratch.up.data(), tokens * inner);
+    return pack(pool, dtype, scratch.gate.data(), tokens, inner, scratch.hidden);
+  }
+  void* const hidden = room(scratch.hidden, kernels.packed_bytes(dtype, tokens, inner));
+  const std::size_t end = cpu::padded(inner, kOutputBlock);
+  const std::size_t block = std::min(block_size(inner, pool.size()), kMostOutputs / 2);
+  pool.run((end + block - 1) / block, [&](std::size_t task) {
+    kernels.gated({.x = packed, .tokens = tokens, .cols = w.gate.cols, .gate = w.gate.data, .up = w.up.data,
+                   .rows = inner, .o_begin = task * block, .o_end = std::min(end, (task + 1) * block),
+                   .gate_bias = w.gate_bias, .up_bias = w.up_bias, .packed = hidden,
+                   .scratch = scratch_of_this_thread()});
+  });
+  return hidden;
+}
+
+}  // namespace
+
+void matmul(ThreadPool& pool, const float* x, std::size_t tokens, std::size_t cols,
+            std::span<const Product> products, MatmulScratch& scratch) {
+  if (tokens == 0 || products.empty()) return;
+  const DType dtype = products[0].weight.dtype;
+  for (const Product& product : products) check("matmul", product.weight, product.weight.rows, cols, dtype);
+  multiply(pool, pack(pool, dtype, x, tokens, cols, scratch.words), tokens, products);
+}
+
+void swiglu(ThreadPool& pool, const float* x, std::size_t tokens, const SwigluWeights& weights, float* y,
+            MatmulScratch& scratch) {
+  const auto& [rows, cols] = std::pair(weights.gate.rows, weights.gate.cols);
+  check("swiglu", weights.up, rows, cols, weights.gate.dtype);
+  check("swiglu", weights.down, cols, rows, weights.gate.dtype);
+  if (tokens == 0) return;
+  const void* const hidden = gated(pool, x, tokens, weights, scratch);
+  const Product down[] = {{weights.down, weights.down_bias, y, cols, true}};
+  multiply(pool, hidden, tokens, down);
 }
 
 }  // namespace modicum::ops

@@ -24,6 +24,8 @@ struct Product {
 /// Memory that `matmul` packs activations into; kept by the caller so that a step allocates nothing.
 struct MatmulScratch {
   std::vector<std::uint64_t> words;
+  std::vector<std::uint64_t> hidden;  ///< `swiglu`: what the last product reads
+  std::vector<float> gate, up;        ///< `swiglu`, where its steps are separate
 };
 
 /// x is f32 [tokens, cols], row-major without gaps; all weights have that many columns and one dtype.
@@ -33,5 +35,21 @@ struct MatmulScratch {
 /// rounded to bf16 first; with f16 and f32 weights it stays f32.
 void matmul(ThreadPool& pool, const float* x, std::size_t tokens, std::size_t cols,
             std::span<const Product> products, MatmulScratch& scratch);
+
+/// The weights of a gated feed-forward layer, each of one dtype: gate and up [inner, cols], down [cols, inner]; biases
+/// may be null.
+struct SwigluWeights {
+  WeightView gate;
+  WeightView up;
+  WeightView down;
+  const float* gate_bias = nullptr;
+  const float* up_bias = nullptr;
+  const float* down_bias = nullptr;
+};
+
+/// y += (silu(x gateᵀ) · (x upᵀ)) downᵀ, silu(z) = z / (1 + e^−z) (Shazeer 2020, SwiGLU); x and y are f32
+/// [tokens, cols]. Numeric contract as of `matmul`; with bf16 weights the inner activations are rounded to bf16.
+void swiglu(ThreadPool& pool, const float* x, std::size_t tokens, const SwigluWeights& weights, float* y,
+            MatmulScratch& scratch);
 
 }  // namespace modicum::ops
