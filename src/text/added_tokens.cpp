@@ -49,11 +49,12 @@ void StringSet::add(std::string_view text, TokenId value) {
     node = found->second;
     if (fresh) nodes_.emplace_back();
   }
-  if (nodes_[node].value != Piece::kNone || text.empty()) {
+  if (text.empty()) return;
+  if (nodes_[node].value != Piece::kNone) {
     fail<FormatError>({.op = "tokenizer.load",
                        .what = "added token " + quote(text),
                        .expected = "a text of its own",
-                       .got = text.empty() ? "none after normalization" : "that of another token"});
+                       .got = "that of another token"});
   }
   nodes_[node].value = value;
   begins_[static_cast<unsigned char>(text[0])] = true;
@@ -118,6 +119,8 @@ AddedTokens::AddedTokens(const Json& json, const Vocabulary& vocabulary, const N
     const TokenId id = known ? *known : in_vocabulary ? *in_vocabulary : static_cast<TokenId>(next_id++);
     ids_[token.content] = id;
     if (token.special) special_.insert(token.content);
+    // Also counts if the file lists the token once more without normalization.
+    if (token.normal != token.content) written_[id] = token.normal;
     tokens_.insert_or_assign(id, std::move(token));
   }
   for (const auto& [id, token] : tokens_) (token.normalized ? normalized_ : plain_).add(token.normal, id);
@@ -130,7 +133,9 @@ std::optional<TokenId> AddedTokens::find(std::string_view content) const {
 
 std::optional<std::string_view> AddedTokens::text(TokenId id) const {
   const auto found = tokens_.find(id);
-  return found == tokens_.end() ? std::nullopt : std::optional<std::string_view>(found->second.normal);
+  if (found == tokens_.end()) return std::nullopt;
+  const auto written = written_.find(id);
+  return std::string_view(written != written_.end() ? written->second : found->second.content);
 }
 
 std::vector<Piece> AddedTokens::matches(const NormalizedText* source, const StringSet& set) const {

@@ -61,6 +61,7 @@ class AddedTokens {
 
   std::unordered_map<std::string, TokenId> ids_;
   std::unordered_map<TokenId, Token> tokens_;
+  std::unordered_map<TokenId, std::string> written_;  ///< where a token is written otherwise than its content
   std::unordered_set<std::string> special_;
   StringSet plain_, normalized_;
 };

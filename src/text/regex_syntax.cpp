@@ -240,7 +240,7 @@ class Translator {
         return {true, true};
       }
     }
-    if (const auto set = class_escape()) {
+    if (const auto set = class_escape(false)) {
       previous_letter_ = 0;
       write(*set);
     } else {
@@ -250,7 +250,7 @@ class Translator {
   }
 
   /// \s, \p{L} and the like; nothing where another escape stands here.
-  std::optional<CodePointSet> class_escape() {
+  std::optional<CodePointSet> class_escape(bool in_brackets) {
     const char32_t kind = peek(1);
     const auto flagged = [&](PropertyFlag flag, bool wanted) -> CodePointSet {
       at_ += 2;
@@ -259,8 +259,15 @@ class Translator {
     switch (kind) {
       case 's': return flagged(kRegexSpace, true);
       case 'S': return flagged(kRegexSpace, false);
-      case 'w': return flagged(kRegexWord, true);
-      case 'W': return flagged(kRegexWord, false);
+      case 'w':
+      case 'W':
+        if (!in_brackets) return flagged(kRegexWord, kind == 'w');
+        at_ += 2;
+        // Oniguruma does not count superscripts and fractions here, though it does outside of brackets.
+        return [wanted = kind == 'w'](char32_t c) {
+          const PropertyRow& row = properties(c);
+          return ((row.flags & kRegexWord) != 0 && row.category != static_cast<std::uint8_t>(Category::No)) == wanted;
+        };
       case 'd':
       case 'D': {
         at_ += 2;
@@ -340,7 +347,7 @@ class Translator {
       if (peek() == '[') unsupported("an unescaped [ in a class");
       if (peek() == '&' && peek(1) == '&') unsupported("&& in a class");
       if (peek() == '\\') {
-        if (auto set = class_escape()) {
+        if (auto set = class_escape(true)) {
           if (fold) unsupported("a class escape without regard to case");
           if (peek() == '-' && peek(1) != ']') unsupported("- after a class escape");
           parts.push_back(std::move(*set));

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <modicum/text/tokenizer.hpp>
 
-#include <algorithm>
 #include <limits>
 #include <unordered_map>
 #include <utility>
@@ -71,10 +70,7 @@ text::Processed Tokenizer::State::tokenize(std::string_view original, const text
     std::size_t at = piece.begin;
     for (std::size_t i = first; i < session.tokens.size(); ++i) {
       const text::Symbol& token = session.tokens[i];
-      // Unknown characters with subword marks may claim more than there is.
-      const std::size_t begin = std::min<std::size_t>(at, piece.end - 1);
-      const std::size_t end = std::min<std::size_t>(at + token.length, piece.end);
-      const text::Span span = piece.source->span(begin, end);
+      const text::Span span = piece.source->span(at, at + token.length);
       result.ids.push_back(token.id);
       result.offsets.push_back({span.begin, span.end});
       at += token.length;

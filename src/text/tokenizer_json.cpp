@@ -232,6 +232,10 @@ Bpe build_bpe(TokenizerJson& file) {
                      .byte_fallback = flag("byte_fallback"),
                      .ignore_merges = flag("ignore_merges")};
   if (model.has_value("unk_token")) options.unk_token = model.text("unk_token");
+  // Bytes of the mark would become tokens that stand for no text.
+  if (options.byte_fallback && !(options.continuing_subword_prefix + options.end_of_word_suffix).empty()) {
+    model.refuse<Unsupported>("byte_fallback", "false where subwords carry a prefix or suffix");
+  }
   Bpe bpe(std::move(file.vocabulary), std::move(options));
   file.merges.for_each([&](std::string_view left, std::string_view right) { bpe.add_merge(left, right); });
   return bpe;
