@@ -156,6 +156,31 @@ def make_institution(seed: int, facts: int = 12, held_out: bool = False) -> Inst
     return place
 
 
+def make_drill(seed: int, facts: int) -> Institution:
+    """Many things with one and the same property, said and asked in one way: only the thing tells the answer.
+
+    Telling values apart by their type comes easily, binding a value to its thing does not.  This is the
+    shortest exercise of it, and things are spelt alike in the text and in the question.
+    """
+    rng = random.Random(f"drill/{seed}/{facts}")
+    names = Names(rng)
+    house, kind = make_house(names), rng.choice(KINDS)
+    about = rng.choice(kind.fields)
+    subjects = list(dict.fromkeys(kind.subject(names) for _ in range(facts)))
+    block = Block(
+        kind, [about], [(s, [about.value(names, house)]) for s in subjects], rng.choice(kind.files), ""
+    )
+    clause = rng.choice(about.clauses)
+    line = rng.choice(["{s}: {v}", "- {s}: {v}", "| {s} | {v} |", "{s} " + clause, "{s} " + clause + "."])
+    place = Institution(names.town(), [block])
+    text = "\n".join(line.format(s=s, v=v[0]) for s, v in block.rows)
+    file, form = block.file + ".md", rng.choice(about.questions)
+    place.documents = {file: text + "\n"}
+    place.questions = [Question(form.format(s=s), v[0], about.name, file) for s, v in block.rows]
+    rng.shuffle(place.questions)
+    return place
+
+
 def sentence(rng: random.Random, subject: str, fields: list[Field], values: list[str]) -> str:
     """One or more sentences that state all values of one thing."""
     if len(fields) == 1 and fields[0].sentences and rng.random() < 0.6:
@@ -173,6 +198,7 @@ def render_block(block: Block, rng: random.Random) -> str:
     """The text of a block in a style of its own."""
     style = rng.choice(["prose", "prose", "bullets", "labels", "table", "list"])
     headers = [rng.choice(f.headers) for f in block.fields]
+    spell = (lambda s: capital(bare(s))) if rng.random() < 0.6 else bare
     mark = rng.choice(["- ", "- ", "* ", ""])
     if style == "prose":
         return rng.choice([" ", "\n"]).join(sentence(rng, s, block.fields, v) for s, v in block.rows)
@@ -180,19 +206,19 @@ def render_block(block: Block, rng: random.Random) -> str:
         return "\n".join(mark + sentence(rng, s, block.fields, v) for s, v in block.rows)
     if style == "table":
         lines = [[rng.choice(block.kind.columns) or "Name", *headers], ["---"] * (len(headers) + 1)]
-        lines += [[capital(bare(s)), *v] for s, v in block.rows]
+        lines += [[spell(s), *v] for s, v in block.rows]
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
     bold = "**" if rng.random() < 0.25 else ""
     if style == "labels" and len(headers) > 1:
         return "\n".join(
-            f"{bold}{capital(bare(s))}{bold}\n"
+            f"{bold}{spell(s)}{bold}\n"
             + "\n".join(f"{mark}{h}: {v}" for h, v in zip(headers, values, strict=True))
             for s, values in block.rows
         )
     named = len(headers) > 1 or rng.random() < 0.3
     join = rng.choice([", ", "; "])
     return "\n".join(
-        f"{mark}{bold}{capital(bare(s))}{bold}: "
+        f"{mark}{bold}{spell(s)}{bold}: "
         + join.join(f"{h.lower()} {v}" if named else v for h, v in zip(headers, values, strict=True))
         for s, values in block.rows
     )

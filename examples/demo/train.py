@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 HELD_OUT_SEED = 10_000_000_000_000  # beyond every training seed
+MUON = 1.0  # the matrices' rate, relative to --rate
 TINY = Shape(vocab_size=640, hidden_size=64, num_hidden_layers=2, intermediate_size=128, head_dim=16)
 
 
@@ -50,7 +51,7 @@ def optimizers(model: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
     inner = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     outer = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     return [
-        torch.optim.Muon(inner, lr=rate, weight_decay=0.01, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.Muon(inner, lr=MUON * rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(outer, lr=rate, betas=(0.9, 0.95), weight_decay=0.0),
     ]
 
@@ -169,9 +170,10 @@ class Phase:
 
     def learn(self, step: object, batch: list[Tensor]) -> Tensor:
         factor = rate_at(self.clock.progress(), self.clock.step, self.options.decay)
-        for optimizer in self.optimizers:
+        rates = (MUON * self.options.rate, self.options.rate)
+        for optimizer, rate in zip(self.optimizers, rates, strict=True):
             for group in optimizer.param_groups:
-                group["lr"] = self.options.rate * factor
+                group["lr"] = rate * factor
         loss = step(*(x.to(self.device) for x in batch))  # type: ignore[operator]
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -182,7 +184,8 @@ class Phase:
 
     def run(self) -> None:
         self.load()
-        progress = torch.tensor([self.clock.progress()]).share_memory_()
+        skip = self.options.skip
+        progress = torch.tensor([skip + (1 - skip) * self.clock.progress()]).share_memory_()
         source = Batches(
             self.tokenizer.to_str(),
             self.options.seed * 1_000_003 + self.clock.step,
@@ -210,7 +213,7 @@ class Phase:
             self.clock.seconds = before + time.monotonic() - begun
             self.clock.step += 1
             self.clock.tokens += batch[0].numel()
-            progress[0] = self.clock.progress()
+            progress[0] = skip + (1 - skip) * self.clock.progress()
             bar.update(int(1000 * self.clock.progress()) - bar.n)
             bar.set_postfix_str(
                 f"step {self.clock.step} loss {mean:.3f} {self.clock.tokens / 1e6:.1f}M tokens "
@@ -245,6 +248,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--phase", choices=["base", "instruct", "all"], default="all")
     parser.add_argument("--base-out", type=Path, help="also write the base model here")
     parser.add_argument("--init", type=Path, help="start from the weights and tokenizer of this model folder")
+    parser.add_argument(
+        "--skip", type=float, default=0, help="share of the curriculum that --init has behind it"
+    )
     parser.add_argument("--preset", choices=["demo", "tiny"], default="demo")
     parser.add_argument("--minutes", type=float, default=90, help="training time of both phases together")
     parser.add_argument(
@@ -271,17 +277,26 @@ def parse() -> argparse.Namespace:
     return options
 
 
+def find_tokenizer(options: argparse.Namespace) -> Tokenizer:
+    """The tokenizer that the weights know, or a new one; a resumed run must never learn another."""
+    kept = options.work / "tokenizer.json"
+    if options.init:
+        return Tokenizer.from_file(str(options.init / "tokenizer.json"))
+    if options.resume and kept.exists():
+        return Tokenizer.from_file(str(kept))
+    tiny = options.preset == "tiny"
+    tokenizer = train_tokenizer(0, TINY.vocab_size, 100, 200) if tiny else train_tokenizer(0)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(kept))
+    return tokenizer
+
+
 def main() -> None:
     options = parse()
     torch.manual_seed(options.seed)
     torch.set_num_threads(options.threads)
     torch._dynamo.config.cache_size_limit = 32
-    if options.init:
-        tokenizer = Tokenizer.from_file(str(options.init / "tokenizer.json"))
-    elif options.preset == "tiny":
-        tokenizer = train_tokenizer(0, TINY.vocab_size, spaced=100, institutions=200)
-    else:
-        tokenizer = train_tokenizer(0)
+    tokenizer = find_tokenizer(options)
     model = Llama(TINY if options.preset == "tiny" else Shape()).to(options.device)
     if options.init:
         model.load_state_dict(
