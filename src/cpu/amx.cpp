@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-// bf16 products in tiles (AMX, TDPBF16PS): C[16 outputs, 16 tokens] += A[16 outputs, 32 inputs] · B[32 inputs, 16 tokens].
-// A tile of A is 16 rows of the weights, so nothing of the model is repacked for good; B is the activations, which `pack`
-// leaves as [group of 16 tokens][block of 32 inputs][16 pairs of inputs][16 tokens][2]. An element of C is summed in f32,
-// block by block in order, whatever stands beside it, so a token's result does not depend on the batch; as in the
-// hardware's products, subnormal inputs and sums count as zero. Everything that is not bf16 is AVX-512's.
+// bf16 products in tiles (AMX, TDPBF16PS): C[16 outputs, 16 tokens] += A[16 outputs, 32 inputs] · B[32
+// inputs, 16 tokens]. A tile of A is 16 rows of the weights, so nothing of the model is repacked for good; B
+// is the activations, which `pack` leaves as [group of 16 tokens][block of 32 inputs][16 pairs of inputs][16
+// tokens][2]. An element of C is summed in f32, block by block in order, whatever stands beside it, so a
+// token's result does not depend on the batch; as in the hardware's products, subnormal inputs and sums count
+// as zero. Everything that is not bf16 is AVX-512's.
+#include <algorithm>
+#include <concepts>
+
 #include <immintrin.h>
 #include <sys/syscall.h>
 #include <unistd.h>
-
-#include <algorithm>
-#include <concepts>
 
 #include "kernels.hpp"
 #include "target.hpp"
@@ -22,12 +23,13 @@ constexpr std::size_t kTileInputs = 32;
 constexpr std::size_t kTileElements = kTileRows * kTileInputs;
 constexpr std::size_t kTileFloats = 16 * 16;
 
-/// Weights are copied to aligned tiles in panels of 2 × 16 rows by at most 1024 inputs, 64 KiB, and pass all tokens in
-/// parts of 512 inputs that stay in the first-level cache.
+/// Weights are copied to aligned tiles in panels of 2 × 16 rows by at most 1024 inputs, 64 KiB, and pass all
+/// tokens in parts of 512 inputs that stay in the first-level cache.
 constexpr std::size_t kPanelBlocks = 32;
 constexpr std::size_t kPartBlocks = 16;
 constexpr std::size_t kPanelBytes = 2 * kTileElements * kPanelBlocks * sizeof(bf16);
-/// Sums of so many rows of weights and tokens wait in the second-level cache while the inputs pass, panel by panel.
+/// Sums of so many rows of weights and tokens wait in the second-level cache while the inputs pass, panel by
+/// panel.
 constexpr std::size_t kSumRows = 256;
 constexpr std::size_t kSumTokens = 512;
 static_assert(kPanelBytes + kSumRows * kSumTokens * sizeof(float) <= kMatmulScratch);
@@ -53,7 +55,8 @@ struct alignas(64) TileConfig {
   std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 
-void pack(DType dtype, const float* x, std::size_t tokens, std::size_t cols, std::size_t group, void* packed) {
+void pack(DType dtype, const float* x, std::size_t tokens, std::size_t cols, std::size_t group,
+          void* packed) {
   if (dtype != DType::bf16) return avx512_kernels().pack(dtype, x, tokens, cols, group, packed);
   const std::size_t blocks = padded(cols, kTileInputs) / kTileInputs;
   bf16* const tiles = static_cast<bf16*>(packed) + group * blocks * kTileElements;
@@ -67,15 +70,17 @@ void pack(DType dtype, const float* x, std::size_t tokens, std::size_t cols, std
       const float* row = first + t * cols + k;
       const auto low = static_cast<__mmask16>(t < count ? mask : 0);
       const auto high = static_cast<__mmask16>(t < count ? mask >> 16 : 0);
-      pairs[t] = (__m512i)_mm512_cvtne2ps_pbh(_mm512_maskz_loadu_ps(high, row + 16), _mm512_maskz_loadu_ps(low, row));
+      pairs[t] = (__m512i)_mm512_cvtne2ps_pbh(_mm512_maskz_loadu_ps(high, row + 16),
+                                              _mm512_maskz_loadu_ps(low, row));
     }
     transpose(pairs);
-    for (std::size_t p = 0; p < 16; ++p) _mm512_store_si512(tiles + b * kTileElements + p * kTileInputs, pairs[p]);
+    for (std::size_t p = 0; p < 16; ++p)
+      _mm512_store_si512(tiles + b * kTileElements + p * kTileInputs, pairs[p]);
   }
 }
 
-/// Two tiles' rows of weights for consecutive blocks of inputs: the tile of block b begins `step` · b elements on, and its
-/// rows lie `stride` bytes apart.
+/// Two tiles' rows of weights for consecutive blocks of inputs: the tile of block b begins `step` · b
+/// elements on, and its rows lie `stride` bytes apart.
 struct Panel {
   const bf16* first = nullptr;
   const bf16* second = nullptr;
@@ -83,10 +88,12 @@ struct Panel {
   std::size_t stride = 0;
 };
 
-/// C tiles of 2 × T blocks (T ≤ 2), c[first, second][t][16 outputs][16 tokens], over `blocks` blocks of inputs; they begin
-/// at zero where `fresh`, else where c stands. Tile registers are named by literals, hence the branches.
+/// C tiles of 2 × T blocks (T ≤ 2), c[first, second][t][16 outputs][16 tokens], over `blocks` blocks of
+/// inputs; they begin at zero where `fresh`, else where c stands. Tile registers are named by literals, hence
+/// the branches.
 template <int T>
-inline void multiply(const Panel& w, const bf16* x, std::size_t x_group, std::size_t blocks, bool fresh, float* c) {
+inline void multiply(const Panel& w, const bf16* x, std::size_t x_group, std::size_t blocks, bool fresh,
+                     float* c) {
   if (fresh) {
     _tile_zero(0);
     if constexpr (T == 2) _tile_zero(1);
@@ -123,14 +130,15 @@ struct Rows {
   std::size_t count = 0;
 };
 
-/// Copies blocks of a tile's rows side by side, with zeros beyond the matrix. Weights in a file are aligned to no cache
-/// line, and rows that lie a power of two apart push each other out of the cache.
+/// Copies blocks of a tile's rows side by side, with zeros beyond the matrix. Weights in a file are aligned
+/// to no cache line, and rows that lie a power of two apart push each other out of the cache.
 inline void stage(const Rows& rows, std::size_t cols, std::size_t block, std::size_t blocks, bf16* to) {
   const std::size_t whole = std::min(blocks, cols / kTileInputs - std::min(block, cols / kTileInputs));
   const auto tail = static_cast<__mmask32>((std::uint64_t{1} << cols % kTileInputs) - 1);
   for (std::size_t r = 0; r < kTileRows; ++r, to += kTileInputs) {
     if (r >= rows.count) {
-      for (std::size_t b = 0; b < blocks; ++b) _mm512_store_si512(to + b * kTileElements, _mm512_setzero_si512());
+      for (std::size_t b = 0; b < blocks; ++b)
+        _mm512_store_si512(to + b * kTileElements, _mm512_setzero_si512());
       continue;
     }
     const bf16* from = rows.w + r * cols + block * kTileInputs;
@@ -138,25 +146,27 @@ inline void stage(const Rows& rows, std::size_t cols, std::size_t block, std::si
       _mm512_store_si512(to + b * kTileElements, _mm512_loadu_si512(from + b * kTileInputs));
     }
     if (whole < blocks) {
-      _mm512_store_si512(to + whole * kTileElements, _mm512_maskz_loadu_epi16(tail, from + whole * kTileInputs));
+      _mm512_store_si512(to + whole * kTileElements,
+                         _mm512_maskz_loadu_epi16(tail, from + whole * kTileInputs));
     }
   }
 }
 
-inline Panel staged(const Rows& first, const Rows& second, std::size_t cols, std::size_t block, std::size_t blocks,
-                    bf16* room) {
+inline Panel staged(const Rows& first, const Rows& second, std::size_t cols, std::size_t block,
+                    std::size_t blocks, bf16* room) {
   bf16* const other = room + kPanelBlocks * kTileElements;
   stage(first, cols, block, blocks, room);
   stage(second, cols, block, blocks, other);
   return {room, other, kTileElements, kTileInputs * sizeof(bf16)};
 }
 
-/// One product or two that share their input, as a number of steps: a step is two tiles' rows of weights, and what to do
-/// with their complete C tiles.
+/// One product or two that share their input, as a number of steps: a step is two tiles' rows of weights, and
+/// what to do with their complete C tiles.
 ///
 ///   std::size_t steps() const;
 ///   Rows first(std::size_t step) const;  second likewise
-///   template <int T> void store(std::size_t step, std::size_t g, const float* c) const;  for groups [g, g + T)
+///   template <int T> void store(std::size_t step, std::size_t g, const float* c) const;  for groups [g, g +
+///   T)
 template <class Work>
 concept TileWork = requires(const Work work, const float* c) {
   { work.steps() } -> std::same_as<std::size_t>;
@@ -172,11 +182,13 @@ struct Packed {
   std::size_t groups = 0;
 
   std::size_t blocks() const { return padded(cols, kTileInputs) / kTileInputs; }
-  const bf16* at(std::size_t group, std::size_t block) const { return x + (group * blocks() + block) * kTileElements; }
+  const bf16* at(std::size_t group, std::size_t block) const {
+    return x + (group * blocks() + block) * kTileElements;
+  }
 };
 
-/// Many tokens: steps [begin, end) and groups [g_begin, g_end), whose sums have room in the scratch. For each panel of
-/// inputs, all weights; for each panel of weights, all tokens.
+/// Many tokens: steps [begin, end) and groups [g_begin, g_end), whose sums have room in the scratch. For each
+/// panel of inputs, all weights; for each panel of weights, all tokens.
 template <TileWork Work>
 void multiply_many(const Work& work, const Packed& x, std::size_t begin, std::size_t end, std::size_t g_begin,
                    std::size_t g_end, void* scratch) {
@@ -262,7 +274,9 @@ struct Outputs {
   const MatmulTask& task;
 
   std::size_t steps() const { return (task.o_end - task.o_begin + 31) / 32; }
-  std::size_t output(std::size_t step, std::size_t half) const { return task.o_begin + step * 32 + half * kTileRows; }
+  std::size_t output(std::size_t step, std::size_t half) const {
+    return task.o_begin + step * 32 + half * kTileRows;
+  }
   Rows rows(std::size_t o) const {
     if (o >= task.o_end) return {static_cast<const bf16*>(task.w) + task.o_begin * task.cols, 0};
     return {static_cast<const bf16*>(task.w) + o * task.cols, std::min(kTileRows, task.o_end - o)};
@@ -275,7 +289,8 @@ struct Outputs {
     for (std::size_t half = 0; half < 2 && output(step, half) < task.o_end; ++half) {
       const std::size_t o = output(step, half);
       for (std::size_t t = 0; t < T; ++t) {
-        store_tile(c + (half * T + t) * kTileFloats, o, std::min(kTileRows, task.o_end - o), (g + t) * kPackTokens);
+        store_tile(c + (half * T + t) * kTileFloats, o, std::min(kTileRows, task.o_end - o),
+                   (g + t) * kPackTokens);
       }
     }
   }
@@ -286,7 +301,8 @@ struct Outputs {
     for (int i = 0; i < 16; ++i) sums[i] = _mm512_load_si512(c + i * 16);
     transpose(sums);
     const auto mask = static_cast<__mmask16>((1u << outputs) - 1u);
-    const __m512 bias = task.bias != nullptr ? _mm512_maskz_loadu_ps(mask, task.bias + o) : _mm512_setzero_ps();
+    const __m512 bias =
+        task.bias != nullptr ? _mm512_maskz_loadu_ps(mask, task.bias + o) : _mm512_setzero_ps();
     const std::size_t tokens = std::min(kPackTokens, task.tokens - t);
     for (std::size_t i = 0; i < tokens; ++i) {
       float* const y = task.y + (t + i) * task.y_stride + o;
@@ -297,8 +313,8 @@ struct Outputs {
   }
 };
 
-/// 16 outputs of gate and up a step; silu(gate) · up goes straight to where the next product reads it. A C tile has
-/// outputs for rows and tokens for columns, as a packed tile has, so nothing is transposed.
+/// 16 outputs of gate and up a step; silu(gate) · up goes straight to where the next product reads it. A C
+/// tile has outputs for rows and tokens for columns, as a packed tile has, so nothing is transposed.
 struct Gated {
   const GatedTask& task;
 

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <immintrin.h>
-
 #include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstring>
+
+#include <immintrin.h>
 
 #include "kernels.hpp"
 #include "target.hpp"
@@ -25,7 +25,9 @@ struct V {
     const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
   }
-  static F load(const f16* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+  static F load(const f16* p) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
   static void store(float* p, F v) { _mm256_storeu_ps(p, v); }
   static F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
   static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
@@ -46,8 +48,8 @@ namespace modicum::cpu {
 
 const KernelTable& avx2_kernels() {
   using namespace avx2;
-  static const KernelTable table{ops::Isa::avx2, packed_bytes_f32, pack_f32, matmul_f32_lanes, load_keys, scores,
-                                 accumulate,     rms_norm,         silu_mul, rope};
+  static const KernelTable table{ops::Isa::avx2, packed_bytes_f32, pack_f32, matmul_f32_lanes, load_keys,
+                                 scores,         accumulate,       rms_norm, silu_mul,         rope};
   return table;
 }
 

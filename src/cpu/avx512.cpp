@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <immintrin.h>
-
 #include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstring>
+
+#include <immintrin.h>
 
 #include "kernels.hpp"
 #include "target.hpp"
@@ -27,7 +27,9 @@ struct V {
     const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
   }
-  static F load(const f16* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+  static F load(const f16* p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
   static void store(float* p, F v) { _mm512_storeu_ps(p, v); }
   static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
   static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
@@ -49,8 +51,8 @@ namespace modicum::cpu {
 
 const KernelTable& avx512_kernels() {
   using namespace avx512;
-  static const KernelTable table{ops::Isa::avx512, packed_bytes_f32, pack_f32, matmul_f32_lanes, load_keys, scores,
-                                 accumulate,       rms_norm,         silu_mul, rope};
+  static const KernelTable table{ops::Isa::avx512, packed_bytes_f32, pack_f32, matmul_f32_lanes, load_keys,
+                                 scores,           accumulate,       rms_norm, silu_mul,         rope};
   return table;
 }
 

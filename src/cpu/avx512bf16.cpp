@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // bf16 dot products (VDPBF16PS): two products a lane, summed into f32. Everything else is AVX-512's.
-#include <immintrin.h>
-
 #include <algorithm>
 #include <cstring>
+
+#include <immintrin.h>
 
 #include "kernels.hpp"
 #include "target.hpp"
@@ -27,7 +27,9 @@ struct Bf16Dot {
   using X = bf16;
   static constexpr std::size_t step = 32;
   static __m512i load_x(const X* x) { return _mm512_loadu_si512(x); }
-  static __m512i load_w(const void* w, std::size_t k) { return _mm512_loadu_si512(static_cast<const bf16*>(w) + k); }
+  static __m512i load_w(const void* w, std::size_t k) {
+    return _mm512_loadu_si512(static_cast<const bf16*>(w) + k);
+  }
   static __m512i load_w_tail(const void* w, std::size_t k, std::size_t n) {
     return _mm512_maskz_loadu_epi16((1u << n) - 1u, static_cast<const bf16*>(w) + k);
   }
@@ -49,7 +51,8 @@ std::size_t packed_bytes(DType dtype, std::size_t tokens, std::size_t cols) {
   return avx512_kernels().packed_bytes(dtype, tokens, cols);
 }
 
-void pack(DType dtype, const float* x, std::size_t tokens, std::size_t cols, std::size_t group, void* packed) {
+void pack(DType dtype, const float* x, std::size_t tokens, std::size_t cols, std::size_t group,
+          void* packed) {
   if (dtype != DType::bf16) return avx512_kernels().pack(dtype, x, tokens, cols, group, packed);
   const std::size_t stride = padded(cols, kColumnPad);
   const std::size_t end = std::min(tokens, (group + 1) * kPackTokens);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The table of kernels that each instruction set fills. Kernels take pointers and sizes; they neither allocate, throw
-// nor print.
+// The table of kernels that each instruction set fills. Kernels take pointers and sizes; they neither
+// allocate, throw nor print.
 #pragma once
 
 #include <cstddef>
@@ -12,7 +12,8 @@
 
 namespace modicum::cpu {
 
-/// Packed activations begin at a multiple of this, and their columns are padded with zeros to a multiple of kColumnPad.
+/// Packed activations begin at a multiple of this, and their columns are padded with zeros to a multiple of
+/// kColumnPad.
 inline constexpr std::size_t kAlignment = 64;
 inline constexpr std::size_t kColumnPad = 32;
 /// Packing works on groups of this many tokens.
@@ -21,7 +22,9 @@ inline constexpr std::size_t kMostHeadDim = 256;
 /// Bytes of scratch that each `matmul` task gets.
 inline constexpr std::size_t kMatmulScratch = 576 * 1024;
 
-inline constexpr std::size_t padded(std::size_t n, std::size_t to) { return (n + to - 1) / to * to; }
+inline constexpr std::size_t padded(std::size_t n, std::size_t to) {
+  return (n + to - 1) / to * to;
+}
 
 /// Rows [o_begin, o_end) of one product: y[t, o] (+)= dot(x[t], w[o]) + bias[o] for all t < tokens.
 struct MatmulTask {
@@ -73,11 +76,11 @@ struct KeyRows {
 
 /// One query row's running softmax over the tiles seen so far.
 struct SoftmaxRow {
-  const float* q = nullptr;   ///< [head_dim], in the rotation of the current run
-  float* o = nullptr;         ///< [padded head_dim]: Σ p v
-  float most = 0;             ///< the largest score
-  float sum = 0;              ///< Σ p
-  std::uint32_t first = 0;    ///< keys [first, last) of the current tile are seen
+  const float* q = nullptr;  ///< [head_dim], in the rotation of the current run
+  float* o = nullptr;        ///< [padded head_dim]: Σ p v
+  float most = 0;            ///< the largest score
+  float sum = 0;             ///< Σ p
+  std::uint32_t first = 0;   ///< keys [first, last) of the current tile are seen
   std::uint32_t last = 0;
   alignas(kAlignment) float p[ops::kKeyTile];  ///< scores, then weights, of the current tile
 };
@@ -87,13 +90,15 @@ struct KernelTable {
   /// Bytes that `pack` fills for this shape.
   std::size_t (*packed_bytes)(DType dtype, std::size_t tokens, std::size_t cols);
   /// Packs tokens [16 g, 16 g + 16) of x [tokens, cols] for weights of `dtype`.
-  void (*pack)(DType dtype, const float* x, std::size_t tokens, std::size_t cols, std::size_t group, void* packed);
+  void (*pack)(DType dtype, const float* x, std::size_t tokens, std::size_t cols, std::size_t group,
+               void* packed);
   void (*matmul)(const MatmulTask& task);
   /// Fills keys [begin, begin + rows.count) of `tile`.
-  void (*load_keys)(DType dtype, const KeyRows& rows, std::size_t head_dim, std::size_t begin, TileBuffer& tile);
+  void (*load_keys)(DType dtype, const KeyRows& rows, std::size_t head_dim, std::size_t begin,
+                    TileBuffer& tile);
   /// p[j] = scale · dot(q, k[j]) for j in [first, last) of the tile, for `count` rows.
-  void (*scores)(SoftmaxRow* rows, std::size_t count, const TileBuffer& tile, std::size_t head_dim, float scale,
-                 std::uint32_t first, std::uint32_t last);
+  void (*scores)(SoftmaxRow* rows, std::size_t count, const TileBuffer& tile, std::size_t head_dim,
+                 float scale, std::uint32_t first, std::uint32_t last);
   /// Turns scores into weights and adds weights · values to each row.
   void (*accumulate)(SoftmaxRow* rows, std::size_t count, const TileBuffer& tile, std::size_t head_dim);
   void (*rms_norm)(const float* x, const float* weight, float eps, std::size_t n, float* y);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// MODICUM_TARGET_BEGIN("avx2,fma") … MODICUM_TARGET_END: the functions in between may use those instructions. Flags for a
-// whole file would let the linker pick a wide copy of a shared template for everybody. Nothing is included in between.
+// MODICUM_TARGET_BEGIN("avx2,fma") … MODICUM_TARGET_END: the functions in between may use those instructions.
+// Flags for a whole file would let the linker pick a wide copy of a shared template for everybody. Nothing is
+// included in between.
 #pragma once
 
 #define MODICUM_PRAGMA(text) _Pragma(#text)

@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <modicum/kv/arena.hpp>
-
 #include <algorithm>
 #include <limits>
 #include <new>
 #include <string>
 
 #include <modicum/base/error.hpp>
+#include <modicum/kv/arena.hpp>
 
 namespace modicum {
 namespace {
@@ -20,23 +19,30 @@ KvArena::KvArena(KvShape shape, std::size_t max_bytes) : shape_(shape), max_byte
 
 void KvArena::add_block(std::size_t rows) {
   // A quarter more than there is: the number of blocks grows with the logarithm of the rows.
+  const std::size_t asked = rows;
   rows = std::max({rows, kLeastRows, in_use_ / 4});
+  if (max_bytes_ != 0)
+    rows = std::max(asked, std::min(rows, (max_bytes_ - reserved_) / shape_.token_bytes()));
   const std::size_t bytes = rows * shape_.token_bytes();
-  if (rows > std::numeric_limits<std::uint32_t>::max() || (max_bytes_ != 0 && reserved_ + bytes > max_bytes_)) {
-    fail<OutOfMemory>({.op = "kv.allocate", .what = "keys and values of " + std::to_string(rows) + " more tokens",
+  if (rows > std::numeric_limits<std::uint32_t>::max() ||
+      (max_bytes_ != 0 && reserved_ + bytes > max_bytes_)) {
+    fail<OutOfMemory>({.op = "kv.allocate",
+                       .what = "keys and values of " + std::to_string(rows) + " more tokens",
                        .expected = "at most " + std::to_string(max_bytes_) + " bytes in all",
-                       .got = std::to_string(reserved_ + bytes), .todo = "drop branches or raise the bound"});
+                       .got = std::to_string(reserved_ + bytes),
+                       .todo = "drop branches or raise the bound"});
   }
   // Left uninitialised: the system hands out pages as rows are written.
   auto* memory = static_cast<std::byte*>(::operator new(bytes, kAlignment, std::nothrow));
   if (memory == nullptr) {
-    fail<OutOfMemory>({.op = "kv.allocate", .what = "memory for keys and values",
-                       .expected = std::to_string(bytes) + " bytes", .got = "none",
+    fail<OutOfMemory>({.op = "kv.allocate",
+                       .what = "memory for keys and values",
+                       .expected = std::to_string(bytes) + " bytes",
+                       .got = "none",
                        .todo = "use a shorter context or fewer branches"});
   }
-  std::shared_ptr<const void> owner(memory, [](const void* p) {
-    ::operator delete(const_cast<void*>(p), kAlignment);
-  });
+  std::shared_ptr<const void> owner(
+      memory, [](const void* p) { ::operator delete(const_cast<void*>(p), kAlignment); });
   auto segment = std::make_unique<KvSegment>();
   segment->k = memory;
   segment->v = memory + rows * shape_.row_bytes();
@@ -70,10 +76,32 @@ std::vector<SlotRun> KvArena::allocate(std::size_t rows) {
   };
   std::vector<SlotRun> runs = fit();
   if (runs.empty()) {
-    add_block(rows);
-    runs = fit();
+    try {
+      add_block(rows);
+      runs = fit();
+    } catch (const OutOfMemory&) {
+      if (free_rows() < rows) throw;
+      runs = gather(rows);
+    }
   }
   in_use_ += rows;
+  return runs;
+}
+
+std::size_t KvArena::free_rows() const {
+  std::size_t rows = 0;
+  for (const Block& block : blocks_) rows += block.segment->rows - block.used;
+  return rows;
+}
+
+std::vector<SlotRun> KvArena::gather(std::size_t rows) {
+  std::vector<SlotRun> runs;
+  for (Block& block : blocks_) {
+    while (rows > 0 && !block.free.empty()) {
+      runs.push_back(take(block, block.free.begin(), rows));
+      rows -= runs.back().count;
+    }
+  }
   return runs;
 }
 

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <modicum/ops/attention.hpp>
-
 #include <algorithm>
 #include <cmath>
 #include <memory>
+
+#include <modicum/ops/attention.hpp>
 
 #include "../cpu/kernels.hpp"
 
@@ -12,8 +12,8 @@ namespace {
 
 using cpu::SoftmaxRow;
 
-/// Query tokens that one task takes through all tiles. With g heads a key head, a tile of 64 keys that was widened to
-/// f32 once serves 32 g rows, and their running sums stay in the second-level cache.
+/// Query tokens that one task takes through all tiles. With g heads a key head, a tile of 64 keys that was
+/// widened to f32 once serves 32 g rows, and their running sums stay in the second-level cache.
 constexpr std::size_t kBlockTokens = 32;
 
 /// Consecutive queries of one group within a block.
@@ -66,8 +66,8 @@ std::vector<std::vector<Part>> split_into_blocks(std::span<const QueryGroup> gro
 /// One key head and one block of queries, over all tiles.
 class BlockAttention {
  public:
-  BlockAttention(const AttentionShape& shape, std::span<const RotatedQueries> q, const std::vector<Part>& parts,
-                 std::size_t kv_head, float* out)
+  BlockAttention(const AttentionShape& shape, std::span<const RotatedQueries> q,
+                 const std::vector<Part>& parts, std::size_t kv_head, float* out)
       : shape_(shape), q_(q), parts_(parts), kv_head_(kv_head), out_(out), space_(workspace()) {}
 
   void run() {
@@ -80,7 +80,9 @@ class BlockAttention {
 
  private:
   std::size_t group_size() const { return shape_.heads / shape_.kv_heads; }
-  static std::size_t last_position(const Part& part) { return part.group->position + part.first + part.count - 1; }
+  static std::size_t last_position(const Part& part) {
+    return part.group->position + part.first + part.count - 1;
+  }
 
   void start_rows() {
     std::size_t tokens = 0;
@@ -120,7 +122,8 @@ class BlockAttention {
     return part.group->tiles[t];
   }
 
-  void meet(const KeyTile& tile, std::size_t part_begin, std::size_t part_end, std::size_t row, std::size_t count) {
+  void meet(const KeyTile& tile, std::size_t part_begin, std::size_t part_end, std::size_t row,
+            std::size_t count) {
     set_ranges(tile, part_begin, part_end, row);
     load(tile);
     std::size_t begin = 0;
@@ -162,7 +165,8 @@ class BlockAttention {
         const std::size_t position = parts_[i].group->position + parts_[i].first + n;
         const std::size_t end = std::min<std::size_t>(position + 1, tile.begin + tile.count);
         std::size_t begin = tile.begin;
-        if (shape_.window != 0 && position + 1 > shape_.window) begin = std::max(begin, position + 1 - shape_.window);
+        if (shape_.window != 0 && position + 1 > shape_.window)
+          begin = std::max(begin, position + 1 - shape_.window);
         for (std::size_t h = 0; h < group_size(); ++h, ++row) {
           SoftmaxRow& state = space_.rows[row];
           state.first = static_cast<std::uint32_t>(std::min<std::size_t>(begin - tile.begin, kKeyTile));
@@ -172,8 +176,8 @@ class BlockAttention {
     }
   }
 
-  /// Scores of keys [first, last) of the tile with the queries' form for that rotation. A block of keys may hold some
-  /// of another rotation: their scores are put back.
+  /// Scores of keys [first, last) of the tile with the queries' form for that rotation. A block of keys may
+  /// hold some of another rotation: their scores are put back.
   void score(const float* queries, std::size_t part_begin, std::size_t part_end, std::size_t row,
              std::size_t count, std::size_t first, std::size_t last) {
     SoftmaxRow* rows = &space_.rows[row];
@@ -186,13 +190,14 @@ class BlockAttention {
       }
     }
     if (first == 0) {
-      cpu::kernels().scores(rows, count, space_.tile, shape_.head_dim, shape_.scale, 0, static_cast<std::uint32_t>(last));
+      cpu::kernels().scores(rows, count, space_.tile, shape_.head_dim, shape_.scale, 0,
+                            static_cast<std::uint32_t>(last));
       return;
     }
     std::vector<float> before(count * first);
     for (std::size_t r = 0; r < count; ++r) std::copy_n(rows[r].p, first, &before[r * first]);
-    cpu::kernels().scores(rows, count, space_.tile, shape_.head_dim, shape_.scale, static_cast<std::uint32_t>(first),
-                          static_cast<std::uint32_t>(last));
+    cpu::kernels().scores(rows, count, space_.tile, shape_.head_dim, shape_.scale,
+                          static_cast<std::uint32_t>(first), static_cast<std::uint32_t>(last));
     for (std::size_t r = 0; r < count; ++r) std::copy_n(&before[r * first], first, rows[r].p);
   }
 

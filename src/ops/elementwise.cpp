@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <modicum/ops/elementwise.hpp>
-
 #include <algorithm>
+
+#include <modicum/ops/elementwise.hpp>
 
 #include "../cpu/kernels.hpp"
 
@@ -25,7 +25,8 @@ void rms_norm(ThreadPool& pool, const float* x, std::span<const float> weight, f
               float* y) {
   const std::size_t n = weight.size();
   in_pieces(pool, rows, kGrain / std::max<std::size_t>(n, 1), [&](std::size_t begin, std::size_t end) {
-    for (std::size_t r = begin; r < end; ++r) cpu::kernels().rms_norm(x + r * n, weight.data(), eps, n, y + r * n);
+    for (std::size_t r = begin; r < end; ++r)
+      cpu::kernels().rms_norm(x + r * n, weight.data(), eps, n, y + r * n);
   });
 }
 
@@ -35,14 +36,15 @@ void silu_mul(ThreadPool& pool, float* gate, const float* up, std::size_t count)
   });
 }
 
-void rope(ThreadPool& pool, float* x, std::size_t rows, std::size_t heads, std::size_t head_dim, std::size_t stride,
-          const float* cos, const float* sin) {
+void rope(ThreadPool& pool, float* x, std::size_t rows, std::size_t heads, std::size_t head_dim,
+          std::size_t stride, const float* cos, const float* sin) {
   const std::size_t half = head_dim / 2;
-  in_pieces(pool, rows, kGrain / std::max<std::size_t>(heads * head_dim, 1), [&](std::size_t begin, std::size_t end) {
-    for (std::size_t r = begin; r < end; ++r) {
-      cpu::kernels().rope(x + r * stride, cos + r * half, sin + r * half, heads, head_dim);
-    }
-  });
+  in_pieces(pool, rows, kGrain / std::max<std::size_t>(heads * head_dim, 1),
+            [&](std::size_t begin, std::size_t end) {
+              for (std::size_t r = begin; r < end; ++r) {
+                cpu::kernels().rope(x + r * stride, cos + r * half, sin + r * half, heads, head_dim);
+              }
+            });
 }
 
 void gather_rows(const WeightView& table, std::span<const std::int32_t> ids, float* out) {

@@ -42,7 +42,9 @@ std::vector<Isa> detect() {
   return found;
 }
 #else
-std::vector<Isa> detect() { return {Isa::plain}; }
+std::vector<Isa> detect() {
+  return {Isa::plain};
+}
 #endif
 
 std::string names_of(const std::vector<Isa>& isas) {
@@ -54,7 +56,9 @@ std::string names_of(const std::vector<Isa>& isas) {
 void require_supported(Isa isa) {
   const auto& here = supported_isas();
   if (std::find(here.begin(), here.end(), isa) == here.end()) {
-    fail<Unsupported>({.op = "isa", .what = "MODICUM_ISA", .expected = "one of " + names_of(here),
+    fail<Unsupported>({.op = "isa",
+                       .what = "MODICUM_ISA",
+                       .expected = "one of " + names_of(here),
                        .got = std::string(name_of(isa)) + ", which this processor lacks"});
   }
 }
@@ -67,7 +71,9 @@ Isa choose() {
     require_supported(isa);
     return isa;
   }
-  fail({.op = "isa", .what = "MODICUM_ISA", .expected = "one of " + names_of({std::begin(kAll), std::end(kAll)}),
+  fail({.op = "isa",
+        .what = "MODICUM_ISA",
+        .expected = "one of " + names_of({std::begin(kAll), std::end(kAll)}),
         .got = "'" + std::string(wanted) + "'"});
 }
 
@@ -103,7 +109,9 @@ const std::vector<Isa>& supported_isas() {
   return isas;
 }
 
-Isa active_isa() { return cpu::kernels().isa; }
+Isa active_isa() {
+  return cpu::kernels().isa;
+}
 
 void force_isa(Isa isa) {
   require_supported(isa);

@@ -1,20 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <modicum/ops/matmul.hpp>
-
 #include <algorithm>
 #include <memory>
 #include <string>
 
 #include <modicum/base/error.hpp>
 #include <modicum/ops/elementwise.hpp>
+#include <modicum/ops/matmul.hpp>
 
 #include "../cpu/kernels.hpp"
 
 namespace modicum::ops {
 namespace {
 
-/// Outputs that one task computes: enough tasks to even out threads of unequal speed, each a multiple of the widest
-/// kernel's 32 outputs, and not more than what that kernel reads its activations once for.
+/// Outputs that one task computes: enough tasks to even out threads of unequal speed, each a multiple of the
+/// widest kernel's 32 outputs, and not more than what that kernel reads its activations once for.
 constexpr std::size_t kOutputBlock = 32;
 constexpr std::size_t kMostOutputs = 256;
 constexpr std::size_t kTasksPerThread = 4;
@@ -24,7 +23,9 @@ void check(std::string_view op, const WeightView& weight, std::size_t rows, std:
   const auto describe = [](std::size_t r, std::size_t c, DType d) {
     return std::to_string(r) + " × " + std::to_string(c) + " of " + std::string(name_of(d));
   };
-  fail({.op = op, .what = "weight", .expected = describe(rows, cols, dtype),
+  fail({.op = op,
+        .what = "weight",
+        .expected = describe(rows, cols, dtype),
         .got = describe(weight.rows, weight.cols, weight.dtype)});
 }
 
@@ -37,7 +38,8 @@ std::size_t block_size(std::size_t rows, std::size_t threads) {
 void* room(std::vector<std::uint64_t>& words, std::size_t bytes) {
   const std::size_t need = (bytes + cpu::kAlignment) / sizeof(std::uint64_t) + 1;
   if (words.size() < need) words.resize(need);
-  return reinterpret_cast<void*>(cpu::padded(reinterpret_cast<std::uintptr_t>(words.data()), cpu::kAlignment));
+  return reinterpret_cast<void*>(
+      cpu::padded(reinterpret_cast<std::uintptr_t>(words.data()), cpu::kAlignment));
 }
 
 void* scratch_of_this_thread() {
@@ -66,10 +68,17 @@ void multiply(ThreadPool& pool, const void* packed, std::size_t tokens, std::spa
   pool.run(tasks, [&](std::size_t task) {
     const Product* product = products.data();
     for (std::size_t n; task >= (n = (product->weight.rows + block - 1) / block); ++product) task -= n;
-    cpu::kernels().matmul({.dtype = product->weight.dtype, .x = packed, .tokens = tokens, .cols = product->weight.cols,
-                           .w = product->weight.data, .o_begin = task * block,
-                           .o_end = std::min(product->weight.rows, (task + 1) * block), .bias = product->bias,
-                           .y = product->y, .y_stride = product->y_stride, .add = product->add,
+    cpu::kernels().matmul({.dtype = product->weight.dtype,
+                           .x = packed,
+                           .tokens = tokens,
+                           .cols = product->weight.cols,
+                           .w = product->weight.data,
+                           .o_begin = task * block,
+                           .o_end = std::min(product->weight.rows, (task + 1) * block),
+                           .bias = product->bias,
+                           .y = product->y,
+                           .y_stride = product->y_stride,
+                           .add = product->add,
                            .scratch = scratch_of_this_thread()});
   });
 }
@@ -94,9 +103,17 @@ const void* gated(ThreadPool& pool, const float* x, std::size_t tokens, const Sw
   const std::size_t end = cpu::padded(inner, kOutputBlock);
   const std::size_t block = std::min(block_size(inner, pool.size()), kMostOutputs / 2);
   pool.run((end + block - 1) / block, [&](std::size_t task) {
-    kernels.gated({.x = packed, .tokens = tokens, .cols = w.gate.cols, .gate = w.gate.data, .up = w.up.data,
-                   .rows = inner, .o_begin = task * block, .o_end = std::min(end, (task + 1) * block),
-                   .gate_bias = w.gate_bias, .up_bias = w.up_bias, .packed = hidden,
+    kernels.gated({.x = packed,
+                   .tokens = tokens,
+                   .cols = w.gate.cols,
+                   .gate = w.gate.data,
+                   .up = w.up.data,
+                   .rows = inner,
+                   .o_begin = task * block,
+                   .o_end = std::min(end, (task + 1) * block),
+                   .gate_bias = w.gate_bias,
+                   .up_bias = w.up_bias,
+                   .packed = hidden,
                    .scratch = scratch_of_this_thread()});
   });
   return hidden;

@@ -11,15 +11,15 @@
 
 namespace modicum {
 
-/// A KvStorage in main memory: blocks of rows with a free list, first fit. Rows never move, so pointers into it stay
-/// good until they are released. Not synchronised.
+/// A KvStorage in main memory: blocks of rows with a free list, first fit. Rows never move, so pointers into
+/// it stay good until they are released. Not synchronised.
 class KvArena {
  public:
   /// `max_bytes` bounds the blocks together; 0: unbounded.
   explicit KvArena(KvShape shape, std::size_t max_bytes = 0);
 
-  /// Rows in at most a few runs; neighbours in order. Throws `OutOfMemory` and changes nothing where the bound or the
-  /// system refuses.
+  /// Rows in one run or, where memory runs out, in the gaps that are left. Throws `OutOfMemory` and changes
+  /// nothing where the bound or the system refuses.
   std::vector<SlotRun> allocate(std::size_t rows);
   void release(const SlotRun& run) noexcept;
 
@@ -35,6 +35,8 @@ class KvArena {
   };
 
   void add_block(std::size_t rows);
+  std::size_t free_rows() const;
+  std::vector<SlotRun> gather(std::size_t rows);
   static SlotRun take(Block& block, std::map<std::uint32_t, std::uint32_t>::iterator at, std::size_t rows);
 
   KvShape shape_;

@@ -11,14 +11,14 @@
 
 namespace modicum::ops {
 
-/// Keys are walked in tiles of this many consecutive positions, counted from position 0 of the path. A tile is the
-/// unit of the online softmax, so a query's result depends on the keys and their positions alone, never on how they
-/// are split into segments.
+/// Keys are walked in tiles of this many consecutive positions, counted from position 0 of the path. A tile
+/// is the unit of the online softmax, so a query's result depends on the keys and their positions alone,
+/// never on how they are split into segments.
 inline constexpr std::size_t kKeyTile = 64;
 
-/// Rows [first, first + count) of keys and values of consecutive positions. A row is kv_heads · head_dim elements, rows
-/// follow each other without gaps, and layer l's row 0 lies l · layer_stride bytes after that of layer 0 at `k` and `v`.
-/// The keys were rotated counting from position `origin` of the path.
+/// Rows [first, first + count) of keys and values of consecutive positions. A row is kv_heads · head_dim
+/// elements, rows follow each other without gaps, and layer l's row 0 lies l · layer_stride bytes after that
+/// of layer 0 at `k` and `v`. The keys were rotated counting from position `origin` of the path.
 struct KeyRun {
   const std::byte* k = nullptr;
   const std::byte* v = nullptr;
@@ -28,8 +28,8 @@ struct KeyRun {
   std::uint32_t first = 0;
 };
 
-/// The keys of one tile of a path, in order of position: positions [begin, begin + count). Tiles of several paths that
-/// hold the same keys are the same object.
+/// The keys of one tile of a path, in order of position: positions [begin, begin + count). Tiles of several
+/// paths that hold the same keys are the same object.
 struct KeyTile {
   std::size_t begin = 0;
   std::uint32_t count = 0;
@@ -55,17 +55,17 @@ struct AttentionShape {
   float scale = 1.0f;  ///< usually head_dim^-1/2
 };
 
-/// The queries [rows, heads, head_dim] rotated for keys whose rotation counts from `origin`: the query at position m by
-/// the angle of m − origin, as (R(m) q)·(R(n + Δ) k) = (R(m − Δ) q)·(R(n) k).
+/// The queries [rows, heads, head_dim] rotated for keys whose rotation counts from `origin`: the query at
+/// position m by the angle of m − origin, as (R(m) q)·(R(n + Δ) k) = (R(m − Δ) q)·(R(n) k).
 struct RotatedQueries {
   std::size_t origin = 0;
   const float* q = nullptr;
 };
 
-/// out[r, h, :] = Σ_j softmax_j(scale · q[r, h, :] · k[j, h / group, :]) v[j, h / group, :], by the online softmax
-/// over key tiles (Milakov and Gimelshein 2018; Dao et al. 2022, algorithm 1), in f32. `q` has an entry for every
-/// origin that occurs among the tiles; out is [rows, heads, head_dim]. Queries of several groups that share a tile are
-/// processed against it together.
+/// out[r, h, :] = Σ_j softmax_j(scale · q[r, h, :] · k[j, h / group, :]) v[j, h / group, :], by the online
+/// softmax over key tiles (Milakov and Gimelshein 2018; Dao et al. 2022, algorithm 1), in f32. `q` has an
+/// entry for every origin that occurs among the tiles; out is [rows, heads, head_dim]. Queries of several
+/// groups that share a tile are processed against it together.
 void attention(ThreadPool& pool, const AttentionShape& shape, std::span<const RotatedQueries> q,
                std::span<const QueryGroup> groups, float* out);
 

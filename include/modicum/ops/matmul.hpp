@@ -31,13 +31,13 @@ struct MatmulScratch {
 /// x is f32 [tokens, cols], row-major without gaps; all weights have that many columns and one dtype.
 ///
 /// Numeric contract: products are summed in f32, each y[t, o] by itself and in one order that depends on the
-/// instruction set alone, so it is bit-identical whatever the number of threads or tokens. With bf16 weights, x is
-/// rounded to bf16 first; with f16 and f32 weights it stays f32.
+/// instruction set alone, so it is bit-identical whatever the number of threads or tokens. With bf16 weights,
+/// x is rounded to bf16 first; with f16 and f32 weights it stays f32.
 void matmul(ThreadPool& pool, const float* x, std::size_t tokens, std::size_t cols,
             std::span<const Product> products, MatmulScratch& scratch);
 
-/// The weights of a gated feed-forward layer, each of one dtype: gate and up [inner, cols], down [cols, inner]; biases
-/// may be null.
+/// The weights of a gated feed-forward layer, each of one dtype: gate and up [inner, cols], down [cols,
+/// inner]; biases may be null.
 struct SwigluWeights {
   WeightView gate;
   WeightView up;
@@ -48,7 +48,8 @@ struct SwigluWeights {
 };
 
 /// y += (silu(x gateᵀ) · (x upᵀ)) downᵀ, silu(z) = z / (1 + e^−z) (Shazeer 2020, SwiGLU); x and y are f32
-/// [tokens, cols]. Numeric contract as of `matmul`; with bf16 weights the inner activations are rounded to bf16.
+/// [tokens, cols]. Numeric contract as of `matmul`; with bf16 weights the inner activations are rounded to
+/// bf16.
 void swiglu(ThreadPool& pool, const float* x, std::size_t tokens, const SwigluWeights& weights, float* y,
             MatmulScratch& scratch);
 
