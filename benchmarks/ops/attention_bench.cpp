@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+// Attention of Qwen2.5-0.5B's shape (14 heads, 2 key heads, head_dim 64) over bf16 keys: decoding one token,
+// 16 branches of one trunk, and the last 512 tokens of a prompt. `share_read` is the bytes of distinct keys
+// and values over the machine's read bandwidth, `share_flop` the products over its f32 peak, both measured in
+// this process.
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+#include <benchmark/benchmark.h>
+
+#include <modicum/ops/attention.hpp>
+
+#include "machine.hpp"
+
+using namespace modicum;
+
+namespace {
+
+constexpr std::size_t kHeads = 14, kKvHeads = 2, kHeadDim = 64, kWidth = kKvHeads * kHeadDim;
+constexpr float kScale = 0.125f;
+
+ThreadPool& pool() {
+  static ThreadPool all;
+  return all;
+}
+
+/// `groups` branches of `queries` tokens each, all of which see a trunk of `keys` and their predecessors in
+/// it.
+struct Problem {
+  Problem(std::size_t groups, std::size_t queries, std::size_t keys)
+      : count(queries),
+        length(keys),
+        k(keys * kWidth),
+        v(keys * kWidth),
+        q(groups * queries * kHeads * kHeadDim),
+        out(q.size()) {
+    std::uint32_t state = 1;
+    const auto next = [&] {
+      state = state * 1664525u + 1013904223u;
+      return static_cast<float>(state >> 8) * 0x1p-23f - 1.0f;
+    };
+    for (bf16& value : k) value = to_bf16(next());
+    for (bf16& value : v) value = to_bf16(next());
+    for (float& value : q) value = next();
+    for (std::size_t begin = 0; begin < keys; begin += ops::kKeyTile) {
+      const auto n = static_cast<std::uint32_t>(std::min(ops::kKeyTile, keys - begin));
+      tiles.push_back({.begin = begin,
+                       .count = n,
+                       .runs = {{.k = reinterpret_cast<const std::byte*>(k.data()),
+                                 .v = reinterpret_cast<const std::byte*>(v.data()),
+                                 .layer_stride = 0,
+                                 .origin = 0,
+                                 .count = n,
+                                 .first = static_cast<std::uint32_t>(begin)}}});
+    }
+    for (const ops::KeyTile& tile : tiles) path.push_back(&tile);
+    for (std::size_t g = 0; g < groups; ++g) {
+      all.push_back({.row = g * queries, .count = queries, .position = keys - queries, .tiles = path});
+    }
+  }
+
+  void run() {
+    const ops::AttentionShape shape{.heads = kHeads,
+                                    .kv_heads = kKvHeads,
+                                    .head_dim = kHeadDim,
+                                    .kv_dtype = DType::bf16,
+                                    .scale = kScale};
+    const ops::RotatedQueries rotated[] = {{0, q.data()}};
+    ops::attention(pool(), shape, rotated, all, out.data());
+  }
+
+  /// Whether the last query of the last group is its softmax in f64.
+  bool is_right() {
+    run();
+    for (std::size_t h = 0; h < kHeads; ++h) {
+      const std::size_t kv = h / (kHeads / kKvHeads);
+      const float* query = &q[q.size() - (kHeads - h) * kHeadDim];
+      std::vector<double> o(kHeadDim);
+      double sum = 0;
+      for (std::size_t j = 0; j < length; ++j) {
+        double score = 0;
+        for (std::size_t d = 0; d < kHeadDim; ++d) {
+          score +=
+              static_cast<double>(query[d]) * static_cast<double>(to_f32(k[j * kWidth + kv * kHeadDim + d]));
+        }
+        const double weight = std::exp(score * static_cast<double>(kScale));
+        sum += weight;
+        for (std::size_t d = 0; d < kHeadDim; ++d) {
+          o[d] += weight * static_cast<double>(to_f32(v[j * kWidth + kv * kHeadDim + d]));
+        }
+      }
+      for (std::size_t d = 0; d < kHeadDim; ++d) {
+        if (!(std::fabs(out[out.size() - (kHeads - h) * kHeadDim + d] - o[d] / sum) < 1e-5)) return false;
+      }
+    }
+    return true;
+  }
+
+  double flop() const {
+    double seen = 0;
+    for (std::size_t i = 0; i < count; ++i) seen += static_cast<double>(length - count + i + 1);
+    return seen * static_cast<double>(all.size() * kHeads * kHeadDim * 4);
+  }
+  double bytes() const { return static_cast<double>((k.size() + v.size()) * sizeof(bf16)); }
+
+  std::size_t count, length;
+  std::vector<bf16> k, v;
+  std::vector<float> q, out;
+  std::vector<ops::KeyTile> tiles;
+  std::vector<const ops::KeyTile*> path;
+  std::vector<ops::QueryGroup> all;
+};
+
+void attention(benchmark::State& state, std::size_t groups, std::size_t queries) {
+  Problem problem(groups, queries, static_cast<std::size_t>(state.range(0)));
+  const MachineLimits& limits = machine_limits(pool());
+  if (!problem.is_right()) {
+    state.SkipWithError("wrong result");
+    return;
+  }
+  for (auto _ : state) problem.run();
+  using benchmark::Counter;
+  const auto runs = static_cast<double>(state.iterations());
+  state.counters["bytes/s"] = Counter(runs * problem.bytes(), Counter::kIsRate, Counter::kIs1024);
+  state.counters["flop/s"] = Counter(runs * problem.flop(), Counter::kIsRate);
+  state.counters["share_read"] = Counter(runs * problem.bytes() / limits.read, Counter::kIsRate);
+  state.counters["share_flop"] = Counter(runs * problem.flop() / limits.flop_f32, Counter::kIsRate);
+}
+
+BENCHMARK_CAPTURE(attention, decode, 1, 1)->Arg(512)->Arg(2048)->Arg(16384)->UseRealTime();
+BENCHMARK_CAPTURE(attention, branches_16, 16, 1)->Arg(512)->Arg(2048)->Arg(16384)->UseRealTime();
+BENCHMARK_CAPTURE(attention, prefill_512, 1, 512)->Arg(512)->Arg(2048)->UseRealTime();
+
+}  // namespace
+
+BENCHMARK_MAIN();
