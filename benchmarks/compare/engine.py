@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Load time, prefill and decode tokens/s beside transformers, interleaved in one run.
 
-The model has Qwen2.5-0.5B's shape and random bf16 weights, so this says nothing about quality. It is written once into
---folder. transformers runs in bf16 and in f32 on the same weights. First both must agree: modicum's logits may be no
-further (in root mean square) from transformers' f32 logits than twice transformers' own bf16 logits are.
+The model has Qwen2.5-0.5B's shape and random bf16 weights, so this says nothing about quality. It is written
+once into --folder. transformers runs in bf16 and in f32 on the same weights. First both must agree: modicum's
+logits may be no further (in root mean square) from transformers' f32 logits than twice transformers' own bf16
+logits are.
 
     python benchmarks/compare/engine.py --threads 2 --repeat 5 --json engine.json
 """
@@ -150,9 +151,8 @@ def main() -> None:
                         rates[name].setdefault(f"{kind} {length}", []).append(rate)
 
     medians = {name: {k: statistics.median(v) for k, v in kinds.items()} for name, kinds in rates.items()}
-    print(
-        f"{platform.processor() or platform.machine()}, {options.threads} threads; tokens/s, medians of {options.repeat}"
-    )
+    machine = platform.processor() or platform.machine()
+    print(f"{machine}, {options.threads} threads; tokens/s, medians of {options.repeat}")
     print(f"error of logits beside transformers f32: {errors}")
     kinds = list(medians["modicum"])
     print(f"{'':20}" + "".join(f"{k:>14}" for k in ["load s", *kinds]))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A token's logits are the same bits however its prefix was read: at once, in pieces, on a branch, by any threads."""
+"""Logits are the same bits however the text was read: at once, in pieces, on a branch, by any threads."""
 
 from __future__ import annotations
 

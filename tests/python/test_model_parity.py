@@ -71,7 +71,7 @@ CASES: dict[str, Callable[[], Any]] = {
 
 
 def write(config: Any, folder: Path, dtype: Any = torch.float32, **options: Any) -> Path:
-    """A checkpoint of `config` with random weights, large enough that logits differ by far more than rounding."""
+    """A checkpoint with random weights, large enough that logits differ by far more than rounding."""
     torch.manual_seed(len(folder.name))
     model = transformers.AutoModelForCausalLM.from_config(config)
     for name, weight in model.named_parameters():
@@ -89,7 +89,7 @@ def tokens(length: int = LENGTH, vocabulary: int = SIZES["vocab_size"]) -> list[
 
 
 def reference(folder: Path, ids: list[int], dtype: Any = torch.float32) -> Any:
-    """transformers' logits; loading in `dtype` keeps its rotary frequencies in float32, which `.to` would round."""
+    """transformers' logits; loading in `dtype` keeps rotary frequencies in float32, which `.to` rounds."""
     model = transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype, attn_implementation="eager"
     ).eval()
