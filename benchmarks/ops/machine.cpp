@@ -96,13 +96,15 @@ double plain_flops(modicum::ThreadPool& pool) {
 struct alignas(64) TileConfig {
   std::uint8_t palette = 1;
   std::uint8_t reserved[15] = {};
+
   std::uint16_t bytes_per_row[16] = {64, 64, 64, 64, 64, 64, 64, 64};
   std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 
+constexpr TileConfig kTileConfig;
+
 [[gnu::target("amx-tile,amx-bf16")]] void amx_chain() {
-  const TileConfig config;
-  _tile_loadconfig(&config);
+  _tile_loadconfig(&kTileConfig);
   for (int i = 0; i < kIterations; ++i) {
     _tile_dpbf16ps(0, 4, 6);
     _tile_dpbf16ps(1, 4, 7);
