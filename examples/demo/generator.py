@@ -143,7 +143,7 @@ def make_institution(seed: int, facts: int = 12, held_out: bool = False) -> Inst
         )
         left -= len(about)
     while left > 0:
-        if rng.random() < 0.12 and left >= 4:
+        if rng.random() < 0.2 and left >= 4:
             matrix = make_matrix(names, house, left, used)
             place.blocks.append(matrix)
             left -= len(matrix.rows) * len(matrix.columns)
