@@ -37,7 +37,9 @@ bool begins_with_word(std::string_view text) {
   return !text.empty() && has_flag(next_code_point(text, at), kWord);
 }
 
-bool ends_with_word(std::string_view text) { return !text.empty() && has_flag(last_code_point(text), kWord); }
+bool ends_with_word(std::string_view text) {
+  return !text.empty() && has_flag(last_code_point(text), kWord);
+}
 
 }  // namespace
 
@@ -45,7 +47,8 @@ void StringSet::add(std::string_view text, TokenId value) {
   std::uint32_t node = 0;
   for (const char c : text) {
     const auto byte = static_cast<unsigned char>(c);
-    const auto [found, fresh] = nodes_[node].next.try_emplace(byte, static_cast<std::uint32_t>(nodes_.size()));
+    const auto [found, fresh] =
+        nodes_[node].next.try_emplace(byte, static_cast<std::uint32_t>(nodes_.size()));
     node = found->second;
     if (fresh) nodes_.emplace_back();
   }
@@ -88,8 +91,9 @@ AddedTokens::Token AddedTokens::parse(const Json& json, const Normalizer* normal
     fields.at(name);
     return fields.boolean_or(name, false);
   };
-  Token token{fields.text("content"), {}, flag("single_word"), flag("lstrip"),
-              flag("rstrip"), flag("normalized"), flag("special")};
+  Token token{
+      fields.text("content"), {}, flag("single_word"), flag("lstrip"), flag("rstrip"), flag("normalized"),
+      flag("special")};
   if (token.content.size() > kLongestToken) {
     fields.refuse<Unsupported>("content", "at most " + std::to_string(kLongestToken) + " bytes");
   }
@@ -105,7 +109,8 @@ AddedTokens::Token AddedTokens::parse(const Json& json, const Normalizer* normal
 AddedTokens::AddedTokens(const Json& json, const Vocabulary& vocabulary, const Normalizer* normalizer) {
   if (json.is_null()) return;
   if (!json.is_array()) {
-    fail<FormatError>({.op = "tokenizer.load", .what = "added_tokens", .expected = "an array", .got = excerpt(json)});
+    fail<FormatError>(
+        {.op = "tokenizer.load", .what = "added_tokens", .expected = "an array", .got = excerpt(json)});
   }
   auto next_id = static_cast<std::int64_t>(vocabulary.size());
   for (const Json& entry : json) {
@@ -151,7 +156,8 @@ std::vector<Piece> AddedTokens::matches(const NormalizedText* source, const Stri
   for (std::size_t from = 0; !set.empty() && set.find(text, from, begin, end, id);) {
     from = end;
     const Token& token = tokens_.at(id);
-    if (token.single_word && (ends_with_word(text.substr(0, begin)) || begins_with_word(text.substr(end)))) continue;
+    if (token.single_word && (ends_with_word(text.substr(0, begin)) || begins_with_word(text.substr(end))))
+      continue;
     if (token.lstrip) begin = std::max(trailing_space(text.substr(0, begin)), covered);
     if (token.rstrip) end += leading_space(text.substr(end));
     push(covered, begin, Piece::kNone);

@@ -23,7 +23,8 @@ class StringSet {
   void add(std::string_view text, TokenId value);
   bool empty() const { return nodes_.size() == 1; }
   /// The leftmost occurrence that begins at `from` or later, the longest of those; false where there is none.
-  bool find(std::string_view text, std::size_t from, std::size_t& begin, std::size_t& end, TokenId& value) const;
+  bool find(std::string_view text, std::size_t from, std::size_t& begin, std::size_t& end,
+            TokenId& value) const;
 
  private:
   struct Node {
@@ -37,11 +38,12 @@ class StringSet {
 /// Tokens that are looked for in the text itself, before the model sees it.
 class AddedTokens {
  public:
-  /// Reads `added_tokens`. As in `tokenizers`, a token has the id that the model's vocabulary gives it, otherwise the
-  /// next free one, whatever the file says.
+  /// Reads `added_tokens`. As in `tokenizers`, a token has the id that the model's vocabulary gives it,
+  /// otherwise the next free one, whatever the file says.
   AddedTokens(const Json& json, const Vocabulary& vocabulary, const Normalizer* normalizer);
 
-  /// Cuts tokens out of the text, normalizes what is left and cuts out of that the tokens that are normalized themselves.
+  /// Cuts tokens out of the text, normalizes what is left and cuts out of that the tokens that are normalized
+  /// themselves.
   void extract(Pieces& pieces, const Normalizer* normalizer) const;
 
   std::optional<TokenId> find(std::string_view content) const;

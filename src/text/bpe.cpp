@@ -17,15 +17,19 @@ namespace modicum::text {
 namespace {
 
 constexpr char32_t kDirect = 0x3000;
-constexpr std::size_t kLongestScan = 48;     // symbols; beyond, a queue is faster than looking at all pairs
-constexpr std::size_t kLongestWord = 48;     // bytes of a piece that is not worth cutting, and of a remembered word
+constexpr std::size_t kLongestScan = 48;  // symbols; beyond, a queue is faster than looking at all pairs
+constexpr std::size_t kLongestWord =
+    48;  // bytes of a piece that is not worth cutting, and of a remembered word
 constexpr std::uint32_t kNoRank = std::numeric_limits<std::uint32_t>::max();
 
-std::uint64_t pair_key(std::uint32_t first, std::uint32_t second) { return std::uint64_t{first} << 32 | second; }
+std::uint64_t pair_key(std::uint32_t first, std::uint32_t second) {
+  return std::uint64_t{first} << 32 | second;
+}
 
 std::string byte_token(int byte) {
   constexpr std::string_view kDigits = "0123456789ABCDEF";
-  return std::string("<0x") + kDigits[static_cast<std::size_t>(byte >> 4)] + kDigits[static_cast<std::size_t>(byte & 15)] + ">";
+  return std::string("<0x") + kDigits[static_cast<std::size_t>(byte >> 4)] +
+         kDigits[static_cast<std::size_t>(byte & 15)] + ">";
 }
 
 char32_t first_code_point(std::string_view text) {
@@ -86,10 +90,14 @@ void Bpe::add_merge(std::string_view left, std::string_view right) {
   std::string joined(left);
   joined += right.substr(mark);
   const TokenId joined_id = known(joined);
-  merges_.insert_or_assign(pair_key(static_cast<std::uint32_t>(left_id), static_cast<std::uint32_t>(right_id)),
-                           {merge_count_++, joined_id});
-  const auto is_fallback = [&](TokenId id) { return std::find(fallback_.begin(), fallback_.end(), id) != fallback_.end(); };
-  // What stands for an unknown character is not spelt as the text is, so nothing can be said about where it joins.
+  merges_.insert_or_assign(
+      pair_key(static_cast<std::uint32_t>(left_id), static_cast<std::uint32_t>(right_id)),
+      {merge_count_++, joined_id});
+  const auto is_fallback = [&](TokenId id) {
+    return std::find(fallback_.begin(), fallback_.end(), id) != fallback_.end();
+  };
+  // What stands for an unknown character is not spelt as the text is, so nothing can be said about where it
+  // joins.
   const auto stands_for_unknown = [&](std::string_view token, TokenId id) {
     return (unk_ && id == *unk_) || (token.size() == 6 && token.starts_with("<0x") && is_fallback(id));
   };
@@ -102,14 +110,16 @@ void Bpe::learn_joints(std::string_view left, std::string_view right) {
   const char32_t before = last_code_point(left), after = first_code_point(right);
   joints_.insert_or_assign(pair_key(before, after), 1);
   const int before_byte = byte_of_letter(before), after_byte = byte_of_letter(after);
-  if (before_byte >= 0 && after_byte >= 0) byte_joints_[static_cast<std::size_t>(before_byte << 8 | after_byte)] = true;
+  if (before_byte >= 0 && after_byte >= 0)
+    byte_joints_[static_cast<std::size_t>(before_byte << 8 | after_byte)] = true;
 }
 
 bool Bpe::whole_word(std::string_view piece, bool bytes, Session& session) const {
   std::string_view spelling = piece;
   if (bytes) {
     session.letters_.clear();
-    for (const char byte : piece) append_utf8(session.letters_, letter_of_byte(static_cast<unsigned char>(byte)));
+    for (const char byte : piece)
+      append_utf8(session.letters_, letter_of_byte(static_cast<unsigned char>(byte)));
     spelling = session.letters_;
   }
   const auto id = vocabulary_.find(spelling);
@@ -139,7 +149,8 @@ std::size_t Bpe::segment_end(std::string_view piece, std::size_t begin, bool byt
   if (!may_cut_ || piece.size() - begin <= kLongestWord / 2) return piece.size();
   if (bytes) {
     for (std::size_t at = begin + 1; at < piece.size(); ++at) {
-      const auto before = static_cast<unsigned char>(piece[at - 1]), after = static_cast<unsigned char>(piece[at]);
+      const auto before = static_cast<unsigned char>(piece[at - 1]),
+                 after = static_cast<unsigned char>(piece[at]);
       if (!byte_joints_[static_cast<std::size_t>(before << 8 | after)]) return at;
     }
     return piece.size();
@@ -150,7 +161,8 @@ std::size_t Bpe::segment_end(std::string_view piece, std::size_t begin, bool byt
     const std::size_t boundary = at;
     const char32_t after = next_code_point(piece, at);
     // Neighbouring unknown characters may become one token.
-    if (joints_.find(pair_key(before, after)) == nullptr && id_of_code_point(before) >= 0 && id_of_code_point(after) >= 0) {
+    if (joints_.find(pair_key(before, after)) == nullptr && id_of_code_point(before) >= 0 &&
+        id_of_code_point(after) >= 0) {
       return boundary;
     }
     before = after;
@@ -240,7 +252,8 @@ void Bpe::merge_by_scan(std::vector<Symbol>& symbols, Session& session) const {
   pairs.clear();
   for (std::size_t i = 0; i + 1 < symbols.size(); ++i) pairs.push_back(pair_at(i));
   while (!pairs.empty()) {
-    const auto best = std::min_element(pairs.begin(), pairs.end(), [](const Merge& a, const Merge& b) { return a.rank < b.rank; });
+    const auto best = std::min_element(pairs.begin(), pairs.end(),
+                                       [](const Merge& a, const Merge& b) { return a.rank < b.rank; });
     if (best->rank == kNoRank) return;
     const auto i = static_cast<std::size_t>(best - pairs.begin());
     symbols[i] = {best->joined, symbols[i].length + symbols[i + 1].length};
@@ -289,7 +302,8 @@ void Bpe::merge_by_queue(std::vector<Symbol>& symbols, Session& session) const {
   std::erase_if(symbols, [](const Symbol& s) { return s.id == kGone; });
 }
 
-Bpe::Session::Session(std::size_t text_size) : words_(std::bit_ceil(std::clamp<std::size_t>(text_size / 8, 16, 16384))) {
+Bpe::Session::Session(std::size_t text_size)
+    : words_(std::bit_ceil(std::clamp<std::size_t>(text_size / 8, 16, 16384))) {
   tokens.reserve(text_size / 4 + 8);
 }
 

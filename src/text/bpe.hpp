@@ -31,8 +31,8 @@ struct Symbol {
   std::uint32_t length;
 };
 
-/// Byte-pair encoding: a piece begins as its characters (or bytes), then the pair of neighbours whose merge was learnt
-/// first is joined, the leftmost first among equals, until no pair is known.
+/// Byte-pair encoding: a piece begins as its characters (or bytes), then the pair of neighbours whose merge
+/// was learnt first is joined, the leftmost first among equals, until no pair is known.
 class Bpe {
  public:
   struct Merge {
@@ -48,11 +48,12 @@ class Bpe {
   /// Whether `encode_bytes` is possible: there is a token for the letter of every byte, and no subword marks.
   bool takes_bytes() const { return takes_bytes_; }
 
-  /// What one call of `Tokenizer::encode` remembers: buffers, and words already seen. Pieces must stay where they are as
-  /// long as it is used.
+  /// What one call of `Tokenizer::encode` remembers: buffers, and words already seen. Pieces must stay where
+  /// they are as long as it is used.
   class Session;
 
-  /// Appends the tokens of `piece`; in the second form `piece` holds the bytes themselves, which stand for letters.
+  /// Appends the tokens of `piece`; in the second form `piece` holds the bytes themselves, which stand for
+  /// letters.
   void encode(std::string_view piece, Session& session) const;
   void encode_bytes(std::string_view piece, Session& session) const;
 
@@ -84,8 +85,8 @@ class Bpe {
   bool takes_bytes_ = false;
   std::uint32_t merge_count_ = 0;
 
-  /// Between which neighbouring characters (and bytes, where letters stand for them) a merge ever joins. Everywhere else
-  /// a long piece may be cut, which changes nothing and makes words out of a document.
+  /// Between which neighbouring characters (and bytes, where letters stand for them) a merge ever joins.
+  /// Everywhere else a long piece may be cut, which changes nothing and makes words out of a document.
   bool may_cut_ = true;
   FlatMap<char> joints_;
   std::vector<bool> byte_joints_;

@@ -15,9 +15,7 @@ class TokenStage : public DecodeSink {
  public:
   explicit TokenStage(DecodeSink& next) : next_(next) {}
   void text(std::string_view part) override { token_ += part; }
-  void end_token() override {
-    token(std::exchange(token_, {}));
-  }
+  void end_token() override { token(std::exchange(token_, {})); }
   void finish() override { next_.finish(); }
 
  protected:
@@ -92,8 +90,8 @@ std::optional<char> fallback_byte(std::string_view token) {
   return static_cast<char>(high * 16 + low);
 }
 
-/// Runs of byte tokens become text if the whole run is UTF-8, otherwise a U+FFFD for each byte; so a run can only be
-/// passed on when it ends.
+/// Runs of byte tokens become text if the whole run is UTF-8, otherwise a U+FFFD for each byte; so a run can
+/// only be passed on when it ends.
 class ByteFallbackStage : public TokenStage {
  public:
   using TokenStage::TokenStage;
@@ -283,12 +281,12 @@ std::unique_ptr<const Decoder> parse_metaspace(const Component& part) {
   if (scheme != "always" && scheme != "never" && scheme != "first") {
     fields.refuse("prepend_scheme", "first, never or always");
   }
-  if (fields.has_value("add_prefix_space") && !fields.boolean_or("add_prefix_space", true) && scheme != "never") {
+  if (fields.has_value("add_prefix_space") && !fields.boolean_or("add_prefix_space", true) &&
+      scheme != "never") {
     fields.refuse("add_prefix_space", "a value that agrees with prepend_scheme");
   }
-  return decoder([mark = Pattern::literal(part.character("replacement")), drops = scheme != "never"](DecodeSink& next) {
-    return std::make_unique<MetaspaceStage>(next, mark, drops);
-  });
+  return decoder([mark = Pattern::literal(part.character("replacement")), drops = scheme != "never"](
+                     DecodeSink& next) { return std::make_unique<MetaspaceStage>(next, mark, drops); });
 }
 
 void parse(const Json& json, int depth, DecoderChain& chain) {
@@ -338,7 +336,8 @@ DecoderChain parse_decoder(const Json& json) {
 }
 
 Decoding::Decoding(const DecoderChain& chain) {
-  for (auto decoder = chain.rbegin(); decoder != chain.rend(); ++decoder) stages_.push_back((*decoder)->start(first()));
+  for (auto decoder = chain.rbegin(); decoder != chain.rend(); ++decoder)
+    stages_.push_back((*decoder)->start(first()));
 }
 
 }  // namespace modicum::text

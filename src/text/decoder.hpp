@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// From tokens back to text, as a chain of stages through which tokens flow one by one. A whole text and a stream take the
-// same way, so they cannot differ.
+// From tokens back to text, as a chain of stages through which tokens flow one by one. A whole text and a
+// stream take the same way, so they cannot differ.
 #pragma once
 
 #include <memory>
@@ -31,8 +31,8 @@ class Decoder {
 
 using DecoderChain = std::vector<std::unique_ptr<const Decoder>>;
 
-/// Reads the `decoder` of a tokenizer.json; for null the tokens are joined by spaces. Throws `Unsupported` naming a type
-/// that is not implemented.
+/// Reads the `decoder` of a tokenizer.json; for null the tokens are joined by spaces. Throws `Unsupported`
+/// naming a type that is not implemented.
 DecoderChain parse_decoder(const Json& json);
 
 /// A run of a chain: feed it tokens, take the text that has become certain.

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Normal forms (Unicode Standard Annex 15) and lower case, from tables that hold the full decompositions.
-#include "unicode.hpp"
-
 #include <algorithm>
 #include <iterator>
 #include <unordered_map>
 #include <utility>
+
+#include "unicode.hpp"
 
 namespace modicum::text {
 namespace {
@@ -48,7 +48,9 @@ const Sequences& compatible() {
   return table;
 }
 
-std::uint64_t pair_key(char32_t first, char32_t second) { return std::uint64_t{first} << 32 | second; }
+std::uint64_t pair_key(char32_t first, char32_t second) {
+  return std::uint64_t{first} << 32 | second;
+}
 
 /// The composite of two code points, or 0.
 char32_t compose(char32_t first, char32_t second) {
@@ -68,7 +70,9 @@ char32_t compose(char32_t first, char32_t second) {
   return found == table.end() ? 0 : found->second;
 }
 
-std::uint8_t combining_class(char32_t c) { return properties(c).combining_class; }
+std::uint8_t combining_class(char32_t c) {
+  return properties(c).combining_class;
+}
 
 void append_decomposed(std::vector<Change>& out, char32_t c, bool compatibly) {
   if (c - kSyllables < kSyllableCount) {

@@ -20,8 +20,8 @@ struct Span {
   std::uint32_t begin = 0, end = 0;
 };
 
-/// A part of the original text, as it stands or rewritten. In rewritten text every byte has the span of the original
-/// that it stands for; an untouched part needs no such list.
+/// A part of the original text, as it stands or rewritten. In rewritten text every byte has the span of the
+/// original that it stands for; an untouched part needs no such list.
 class NormalizedText {
  public:
   /// The untouched part of an original that begins at `offset`. `part` must outlive this object until it is

@@ -15,7 +15,8 @@ namespace {
 
 class SequenceNormalizer : public Normalizer {
  public:
-  explicit SequenceNormalizer(std::vector<std::unique_ptr<const Normalizer>> steps) : steps_(std::move(steps)) {}
+  explicit SequenceNormalizer(std::vector<std::unique_ptr<const Normalizer>> steps)
+      : steps_(std::move(steps)) {}
   void apply(NormalizedText& text) const override {
     for (const auto& step : steps_) step->apply(text);
   }
@@ -81,7 +82,8 @@ class StripNormalizer : public Normalizer {
   void apply(NormalizedText& text) const override {
     const std::string_view old = text.text();
     std::size_t begin = 0, end = old.size();
-    for (std::size_t at = 0; left_ && at < end && has_flag(next_code_point(old, at), kWhiteSpace);) begin = at;
+    for (std::size_t at = 0; left_ && at < end && has_flag(next_code_point(old, at), kWhiteSpace);)
+      begin = at;
     while (right_ && end > begin) {
       const char32_t last = last_code_point(old.substr(0, end));
       if (!has_flag(last, kWhiteSpace)) break;
@@ -111,7 +113,8 @@ std::unique_ptr<const Normalizer> parse(const Json& json, int depth) {
   if (type == "NFKC") return std::make_unique<FormNormalizer>(NormalForm::nfkc);
   if (type == "NFKD") return std::make_unique<FormNormalizer>(NormalForm::nfkd);
   if (type == "Lowercase") return std::make_unique<LowercaseNormalizer>();
-  if (type == "Strip") return std::make_unique<StripNormalizer>(part.flag("strip_left"), part.flag("strip_right"));
+  if (type == "Strip")
+    return std::make_unique<StripNormalizer>(part.flag("strip_left"), part.flag("strip_right"));
   part.unsupported();
 }
 

@@ -15,8 +15,8 @@ class Normalizer {
   virtual void apply(NormalizedText& text) const = 0;
 };
 
-/// Reads the `normalizer` of a tokenizer.json; nothing for null. Throws `Unsupported` naming a type that is not
-/// implemented.
+/// Reads the `normalizer` of a tokenizer.json; nothing for null. Throws `Unsupported` naming a type that is
+/// not implemented.
 std::unique_ptr<const Normalizer> parse_normalizer(const Json& json);
 
 }  // namespace modicum::text

@@ -57,7 +57,8 @@ struct Pattern::Regex {
         pcre2_compile_context_create(nullptr));
     if (context) pcre2_set_newline(context.get(), PCRE2_NEWLINE_LF);
     code.reset(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(translated.pcre2.data()), translated.pcre2.size(),
-                             PCRE2_MULTILINE | PCRE2_NEVER_UTF | PCRE2_NEVER_UCP, &error, &where, context.get()));
+                             PCRE2_MULTILINE | PCRE2_NEVER_UTF | PCRE2_NEVER_UCP, &error, &where,
+                             context.get()));
     if (!code) {
       char message[256] = "";
       pcre2_get_error_message(error, reinterpret_cast<PCRE2_UCHAR*>(message), sizeof message);
@@ -75,11 +76,13 @@ struct Pattern::Regex {
     const auto* text = reinterpret_cast<PCRE2_SPTR>(subject.data());
     int result = PCRE2_ERROR_JIT_STACKLIMIT;
     if (compiled_to_machine_code) {
-      result = pcre2_jit_match(code.get(), text, subject.size(), at, 0, space.data.get(), space.context.get());
+      result =
+          pcre2_jit_match(code.get(), text, subject.size(), at, 0, space.data.get(), space.context.get());
     }
     if (result == PCRE2_ERROR_JIT_STACKLIMIT) {
       // The interpreter backtracks on the heap, within the limit above.
-      result = pcre2_match(code.get(), text, subject.size(), at, PCRE2_NO_JIT, space.data.get(), space.context.get());
+      result = pcre2_match(code.get(), text, subject.size(), at, PCRE2_NO_JIT, space.data.get(),
+                           space.context.get());
     }
     if (result == PCRE2_ERROR_NOMATCH) return false;
     if (result < 0) {
@@ -143,7 +146,8 @@ Pattern Pattern::parse(const Json& json, const std::string& where) {
   const JsonFields fields(json, "tokenizer.load", where + ".");
   if (fields.has("String")) return literal(fields.text("String"));
   if (fields.has("Regex")) return regex(fields.text("Regex"));
-  fail<FormatError>({.op = "tokenizer.load", .what = where, .expected = "a String or a Regex", .got = excerpt(json)});
+  fail<FormatError>(
+      {.op = "tokenizer.load", .what = where, .expected = "a String or a Regex", .got = excerpt(json)});
 }
 
 void Pattern::find(std::string_view text, std::vector<Match>& out) const {
@@ -157,7 +161,8 @@ void Pattern::find(std::string_view text, std::vector<Match>& out) const {
     return;
   }
   std::size_t at = 0;
-  for (std::size_t hit; (hit = text.find(literal_, at)) != std::string_view::npos; at = hit + literal_.size()) {
+  for (std::size_t hit; (hit = text.find(literal_, at)) != std::string_view::npos;
+       at = hit + literal_.size()) {
     if (hit != at) out.push_back({at, hit, false});
     out.push_back({hit, hit + literal_.size(), true});
   }

@@ -13,7 +13,9 @@ namespace {
 
 using Steps = std::vector<std::unique_ptr<const PostProcessor>>;
 
-bool is_space(char32_t c) { return c == letter_of_byte(' ') || has_flag(c, kWhiteSpace); }
+bool is_space(char32_t c) {
+  return c == letter_of_byte(' ') || has_flag(c, kWhiteSpace);
+}
 
 std::size_t leading_spaces(std::string_view token) {
   std::size_t count = 0;
@@ -80,12 +82,14 @@ TokenId token_id(const Json& json, const JsonFields& fields, const char* field) 
 /// ["<s>", 0]
 TokenId marker(const JsonFields& fields, const char* field) {
   const Json& pair = fields.at(field);
-  if (!pair.is_array() || pair.size() != 2 || !pair[0].is_string()) fields.refuse(field, "a token and its id");
+  if (!pair.is_array() || pair.size() != 2 || !pair[0].is_string())
+    fields.refuse(field, "a token and its id");
   return token_id(pair[1], fields, field);
 }
 
 void append_special(const Component& part, const std::string& name, std::vector<TokenId>& frame) {
-  const JsonFields tokens(part.fields().at("special_tokens"), "tokenizer.load", "post_processor.special_tokens.");
+  const JsonFields tokens(part.fields().at("special_tokens"), "tokenizer.load",
+                          "post_processor.special_tokens.");
   const JsonFields token(tokens.at(name.c_str()), "tokenizer.load", tokens.name(name) + ".");
   if (!token.at("ids").is_array()) token.refuse("ids", "an array");
   for (const Json& id : token.at("ids")) frame.push_back(token_id(id, token, "ids"));
@@ -96,7 +100,8 @@ std::unique_ptr<const PostProcessor> parse_template(const Component& part) {
   for (const Json& piece : part.list("single")) {
     const JsonFields kinds(piece, "tokenizer.load", "post_processor.single.");
     if (kinds.has("SpecialToken")) {
-      append_special(part, JsonFields(kinds.at("SpecialToken"), "tokenizer.load", "SpecialToken.").text("id"), frame);
+      append_special(part, JsonFields(kinds.at("SpecialToken"), "tokenizer.load", "SpecialToken.").text("id"),
+                     frame);
     } else {
       const JsonFields sequence(kinds.at("Sequence"), "tokenizer.load", "Sequence.");
       if (sequence.text("id") != "A") sequence.refuse("id", "A, the only sequence of a single text");
@@ -133,7 +138,8 @@ Steps parse_post_processor(const Json& json) {
   Steps steps;
   if (json.is_null()) return steps;
   parse(json, 0, steps);
-  if (std::count_if(steps.begin(), steps.end(), [](const auto& step) { return step->frame() != nullptr; }) > 1) {
+  if (std::count_if(steps.begin(), steps.end(), [](const auto& step) { return step->frame() != nullptr; }) >
+      1) {
     fail<Unsupported>({.op = "tokenizer.load", .what = "more than one post_processor that adds tokens"});
   }
   return steps;

@@ -31,8 +31,8 @@ class PostProcessor {
   static constexpr TokenId kText = -1;
 };
 
-/// Reads the `post_processor` of a tokenizer.json: the steps in order, of which at most one has a frame. Throws
-/// `Unsupported` naming a type that is not implemented.
+/// Reads the `post_processor` of a tokenizer.json: the steps in order, of which at most one has a frame.
+/// Throws `Unsupported` naming a type that is not implemented.
 std::vector<std::unique_ptr<const PostProcessor>> parse_post_processor(const Json& json);
 
 }  // namespace modicum::text

@@ -84,9 +84,15 @@ Finder code_points_that(bool (*is)(char32_t)) {
   };
 }
 
-bool is_white_space(char32_t c) { return has_flag(c, kWhiteSpace); }
-bool is_numeric(char32_t c) { return has_flag(c, kNumeric); }
-bool is_punctuation(char32_t c) { return has_flag(c, kPunctuation); }
+bool is_white_space(char32_t c) {
+  return has_flag(c, kWhiteSpace);
+}
+bool is_numeric(char32_t c) {
+  return has_flag(c, kNumeric);
+}
+bool is_punctuation(char32_t c) {
+  return has_flag(c, kPunctuation);
+}
 
 /// The parts of \w+|[^\w\s]+ are the gaps, so that white space is the match to be removed.
 void find_word_gaps(std::string_view text, std::vector<Match>& out) {
@@ -138,7 +144,8 @@ class ByteLevelStep : public PreTokenizer {
  public:
   ByteLevelStep(bool add_prefix_space, bool use_regex) : add_prefix_space_(add_prefix_space) {
     if (use_regex) {
-      pattern_ = Pattern::regex(R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)");
+      pattern_ =
+          Pattern::regex(R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)");
     }
   }
   void apply(Pieces& pieces) const override {
@@ -150,8 +157,9 @@ class ByteLevelStep : public PreTokenizer {
       });
     }
     if (pattern_) {
-      split(pieces, [&](std::string_view text, std::vector<Match>& out) { pattern_->find(text, out); },
-            Behavior::isolated);
+      split(
+          pieces, [&](std::string_view text, std::vector<Match>& out) { pattern_->find(text, out); },
+          Behavior::isolated);
     }
   }
 
@@ -186,8 +194,9 @@ class MetaspaceStep : public PreTokenizer {
       }));
     });
     if (splits_) {
-      split(pieces, [&](std::string_view text, std::vector<Match>& out) { mark_.find(text, out); },
-            Behavior::merged_with_next);
+      split(
+          pieces, [&](std::string_view text, std::vector<Match>& out) { mark_.find(text, out); },
+          Behavior::merged_with_next);
     }
   }
 
@@ -293,7 +302,8 @@ int byte_of_letter(char32_t letter) {
   static const auto bytes = [] {
     std::array<std::int16_t, 0x180> table{};
     table.fill(-1);
-    for (int b = 0; b < 256; ++b) table[letter_of_byte(static_cast<unsigned char>(b))] = static_cast<std::int16_t>(b);
+    for (int b = 0; b < 256; ++b)
+      table[letter_of_byte(static_cast<unsigned char>(b))] = static_cast<std::int16_t>(b);
     return table;
   }();
   return letter < bytes.size() ? bytes[letter] : -1;

@@ -18,8 +18,8 @@ class PreTokenizer {
 
 struct PreTokenizerPlan {
   std::unique_ptr<const PreTokenizer> steps;  ///< may be null
-  /// The last step, which is not among `steps`, writes every byte as a letter. It is left to the model, which can
-  /// take bytes as they are.
+  /// The last step, which is not among `steps`, writes every byte as a letter. It is left to the model, which
+  /// can take bytes as they are.
   bool ends_in_bytes = false;
 };
 

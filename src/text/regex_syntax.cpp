@@ -3,9 +3,7 @@
 
 #include <algorithm>
 #include <functional>
-#include <map>
 #include <optional>
-#include <tuple>
 
 #include <modicum/base/error.hpp>
 
@@ -25,8 +23,12 @@ constexpr std::string_view kCategoryNames[kCategories] = {
 
 using CodePointSet = std::function<bool(char32_t)>;
 
-bool is_digit(char32_t c) { return c >= '0' && c <= '9'; }
-bool is_ascii_letter(char32_t c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z'); }
+bool is_digit(char32_t c) {
+  return c >= '0' && c <= '9';
+}
+bool is_ascii_letter(char32_t c) {
+  return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
+}
 
 /// Reads a pattern twice: once to learn which code points it names, once to write it.
 class Translator {
@@ -60,7 +62,8 @@ class Translator {
   }
   bool take(std::string_view text) {
     for (std::size_t i = 0; i < text.size(); ++i) {
-      if (at_ + i >= code_points_.size() || code_points_[at_ + i] != static_cast<unsigned char>(text[i])) return false;
+      if (at_ + i >= code_points_.size() || code_points_[at_ + i] != static_cast<unsigned char>(text[i]))
+        return false;
     }
     at_ += text.size();
     return true;
@@ -99,7 +102,8 @@ class Translator {
     const char32_t c = peek();
     if (c != '\\' && !is_ascii_letter(c)) previous_letter_ = 0;
     switch (c) {
-      case '(': return group(depth, fold);
+      case '(':
+        return group(depth, fold);
       case '[':
         ++at_;
         write(char_class(fold));
@@ -115,11 +119,14 @@ class Translator {
         return {true, true};
       case '*':
       case '+':
-      case '?': broken("a quantifier after nothing");
+      case '?':
+        broken("a quantifier after nothing");
       case '{':
       case '}':
-      case ']': unsupported("an unescaped " + std::string(1, static_cast<char>(c)));
-      case '\\': return escape_atom(fold);
+      case ']':
+        unsupported("an unescaped " + std::string(1, static_cast<char>(c)));
+      case '\\':
+        return escape_atom(fold);
       default:
         ++at_;
         literal(c, fold);
@@ -257,8 +264,10 @@ class Translator {
       return [flag, wanted](char32_t c) { return has_flag(c, flag) == wanted; };
     };
     switch (kind) {
-      case 's': return flagged(kRegexSpace, true);
-      case 'S': return flagged(kRegexSpace, false);
+      case 's':
+        return flagged(kRegexSpace, true);
+      case 'S':
+        return flagged(kRegexSpace, false);
       case 'w':
       case 'W':
         if (!in_brackets) return flagged(kRegexWord, kind == 'w');
@@ -266,7 +275,8 @@ class Translator {
         // Oniguruma does not count superscripts and fractions here, though it does outside of brackets.
         return [wanted = kind == 'w'](char32_t c) {
           const PropertyRow& row = properties(c);
-          return ((row.flags & kRegexWord) != 0 && row.category != static_cast<std::uint8_t>(Category::No)) == wanted;
+          return ((row.flags & kRegexWord) != 0 && row.category != static_cast<std::uint8_t>(Category::No)) ==
+                 wanted;
         };
       case 'd':
       case 'D': {
@@ -276,8 +286,10 @@ class Translator {
         };
       }
       case 'p':
-      case 'P': return property();
-      default: return std::nullopt;
+      case 'P':
+        return property();
+      default:
+        return std::nullopt;
     }
   }
 
@@ -303,16 +315,26 @@ class Translator {
     if (done()) broken("a \\ at the end");
     const char32_t c = code_points_[at_++];
     switch (c) {
-      case 'n': return '\n';
-      case 'r': return '\r';
-      case 't': return '\t';
-      case 'f': return '\f';
-      case 'v': return '\v';
-      case 'a': return '\a';
-      case 'e': return 0x1B;
-      case 'x': return hexadecimal(peek() == '{', 2);
-      case 'u': return hexadecimal(false, 4);
-      default: break;
+      case 'n':
+        return '\n';
+      case 'r':
+        return '\r';
+      case 't':
+        return '\t';
+      case 'f':
+        return '\f';
+      case 'v':
+        return '\v';
+      case 'a':
+        return '\a';
+      case 'e':
+        return 0x1B;
+      case 'x':
+        return hexadecimal(peek() == '{', 2);
+      case 'u':
+        return hexadecimal(false, 4);
+      default:
+        break;
     }
     if (is_ascii_letter(c) || is_digit(c) || c >= 0x80) unsupported("\\" + to_utf8(c));
     return c;
@@ -329,9 +351,11 @@ class Translator {
       value = value * 16 + (is_digit(c) ? c - '0' : (c | 0x20) - 'a' + 10);
       ++at_;
     }
-    if (count == 0 || (!braced && count < digits) || (braced && !take("}"))) unsupported("this spelling of \\x or \\u");
+    if (count == 0 || (!braced && count < digits) || (braced && !take("}")))
+      unsupported("this spelling of \\x or \\u");
     // A lone \x80 is a byte to the other engine, not a code point.
-    if (value > 0x10FFFF || (value >= 0xD800 && value < 0xE000) || (!braced && digits == 2 && value >= 0x80)) {
+    if (value > 0x10FFFF || (value >= 0xD800 && value < 0xE000) ||
+        (!braced && digits == 2 && value >= 0x80)) {
       unsupported("this code point in \\x or \\u");
     }
     return value;
@@ -357,7 +381,8 @@ class Translator {
       parts.push_back(range(fold));
     }
     return [parts = std::move(parts), negated](char32_t c) {
-      return std::any_of(parts.begin(), parts.end(), [&](const CodePointSet& part) { return part(c); }) != negated;
+      return std::any_of(parts.begin(), parts.end(), [&](const CodePointSet& part) { return part(c); }) !=
+             negated;
     };
   }
 
@@ -373,7 +398,8 @@ class Translator {
     if (peek() == '-' && peek(1) != ']') {
       ++at_;
       if (done()) broken("missing ]");
-      if (peek() == '[' || (peek() == '\\' && std::string_view("sSwWdDpP").find(static_cast<char>(peek(1))) != std::string_view::npos)) {
+      if (peek() == '[' || (peek() == '\\' && std::string_view("sSwWdDpP").find(static_cast<char>(peek(1))) !=
+                                                  std::string_view::npos)) {
         unsupported("this end of a range");
       }
       high = class_member();
@@ -402,7 +428,8 @@ class Translator {
     // Oniguruma also lets ligatures and sharp s match these.
     const char32_t lower = c | 0x20;
     for (const char* pair : {"ss", "st", "ff", "fi", "fl"}) {
-      if (previous_letter_ == static_cast<unsigned char>(pair[0]) && lower == static_cast<unsigned char>(pair[1])) {
+      if (previous_letter_ == static_cast<unsigned char>(pair[0]) &&
+          lower == static_cast<unsigned char>(pair[1])) {
         unsupported(std::string(pair) + " without regard to case");
       }
     }
@@ -463,51 +490,8 @@ class Translator {
 
 }  // namespace
 
-Alphabet::Alphabet(std::vector<char32_t> boundaries) : boundaries_(std::move(boundaries)) {
-  boundaries_.push_back(0x80);
-  std::sort(boundaries_.begin(), boundaries_.end());
-  boundaries_.erase(std::unique(boundaries_.begin(), boundaries_.end()), boundaries_.end());
-  std::erase_if(boundaries_, [](char32_t c) { return c < 0x80 || c >= 0x110000; });
-  letters_.resize(boundaries_.size());
-  for (int c = 0; c < 0x80; ++c) examples_.emplace_back(static_cast<unsigned char>(c), static_cast<char32_t>(c));
-
-  // Rows differ in more than a pattern can see.
-  std::map<std::tuple<std::size_t, int, int>, unsigned char> known;
-  const auto runs = property_runs();
-  for (std::size_t i = 0; i < runs.size(); ++i) {
-    const char32_t end = i + 1 < runs.size() ? runs[i + 1].first : 0x110000;
-    char32_t c = std::max<char32_t>(runs[i].first, 0x80);
-    while (c < end) {
-      const auto next = std::upper_bound(boundaries_.begin(), boundaries_.end(), c);
-      const auto interval = static_cast<std::size_t>(next - boundaries_.begin()) - 1;
-      const PropertyRow& row = property_rows()[runs[i].row];
-      const auto key = std::tuple(interval, int{row.category}, row.flags & (kRegexSpace | kRegexWord));
-      const auto [found, fresh] = known.try_emplace(key, static_cast<unsigned char>(examples_.size()));
-      if (fresh) {
-        if (examples_.size() == 256) {
-          fail<Unsupported>({.op = "tokenizer.load", .what = "a pattern that names too many non-ASCII characters"});
-        }
-        examples_.emplace_back(found->second, c);
-      }
-      letters_[interval][runs[i].row] = found->second;
-      c = next == boundaries_.end() ? end : std::min(end, *next);
-    }
-  }
+TranslatedPattern translate_pattern(std::string_view pattern) {
+  return Translator(pattern).run();
 }
-
-unsigned char Alphabet::letter(char32_t c) const {
-  if (c < 0x80) return static_cast<unsigned char>(c);
-  const auto next = boundaries_.size() == 1 ? boundaries_.end() : std::upper_bound(boundaries_.begin(), boundaries_.end(), c);
-  return letters_[static_cast<std::size_t>(next - boundaries_.begin()) - 1][property_row(c)];
-}
-
-std::string Alphabet::spell(std::string_view text) const {
-  std::string result;
-  result.reserve(text.size());
-  for (std::size_t at = 0; at < text.size();) result += static_cast<char>(letter(next_code_point(text, at)));
-  return result;
-}
-
-TranslatedPattern translate_pattern(std::string_view pattern) { return Translator(pattern).run(); }
 
 }  // namespace modicum::text

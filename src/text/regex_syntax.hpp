@@ -1,46 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
-// From the regular expressions of tokenizer.json to PCRE2 over an alphabet of at most 256 letters.
-//
-// `tokenizers` matches with Oniguruma and its Unicode version, PCRE2 brings another one. So PCRE2 is kept out of
-// Unicode altogether: every non-ASCII code point is written as one byte that stands for all code points which the
-// pattern cannot tell apart (same category, same \s and \w, same side of every code point that the pattern names),
-// and every class of the pattern becomes a set of bytes.
+// From the regular expressions of tokenizer.json to PCRE2 over the alphabet of regex_alphabet.hpp.
 #pragma once
 
-#include <array>
-#include <cstdint>
 #include <string>
 #include <string_view>
-#include <vector>
+
+#include "regex_alphabet.hpp"
 
 namespace modicum::text {
-
-/// The alphabet of one pattern: ASCII stands for itself, bytes from 0x80 for classes of code points.
-class Alphabet {
- public:
-  /// `boundaries`: the code points at which the pattern begins to tell code points apart. Throws `Unsupported` where
-  /// more than 128 classes are needed.
-  explicit Alphabet(std::vector<char32_t> boundaries);
-
-  unsigned char letter(char32_t code_point) const;
-  /// `text`, a byte for each code point.
-  std::string spell(std::string_view text) const;
-  /// One code point for each letter in use.
-  const std::vector<std::pair<unsigned char, char32_t>>& examples() const { return examples_; }
-
- private:
-  std::vector<char32_t> boundaries_;
-  std::vector<std::array<unsigned char, 256>> letters_;  ///< by interval between boundaries, by property row
-  std::vector<std::pair<unsigned char, char32_t>> examples_;
-};
 
 struct TranslatedPattern {
   std::string pcre2;
   Alphabet alphabet;
 };
 
-/// Translates `pattern`, valid UTF-8. Throws `Unsupported` naming any construct whose meaning in PCRE2 is not known to be
-/// the same, `FormatError` where the pattern is broken.
+/// Translates `pattern`, valid UTF-8. Throws `Unsupported` naming any construct whose meaning in PCRE2 is not
+/// known to be the same, `FormatError` where the pattern is broken.
 TranslatedPattern translate_pattern(std::string_view pattern);
 
 }  // namespace modicum::text

@@ -1,6 +1,4 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <modicum/text/tokenizer.hpp>
-
 #include <limits>
 #include <unordered_map>
 #include <utility>
@@ -8,6 +6,7 @@
 #include <modicum/base/error.hpp>
 #include <modicum/base/hash.hpp>
 #include <modicum/base/mapped_file.hpp>
+#include <modicum/text/tokenizer.hpp>
 
 #include "component.hpp"
 #include "tokenizer_state.hpp"
@@ -26,7 +25,8 @@ void check_frame(const text::TokenizerJson& file) {
   if (fields.has("version") && fields.text("version") != "1.0") fields.refuse<Unsupported>("version", "1.0");
   // The original would cut texts short, or fill them up, without a word.
   for (const char* field : {"truncation", "padding"}) {
-    if (fields.has_value(field)) fields.refuse<Unsupported>(field, "null", "set it to null to encode whole texts");
+    if (fields.has_value(field))
+      fields.refuse<Unsupported>(field, "null", "set it to null to encode whole texts");
   }
 }
 
@@ -162,7 +162,9 @@ bool Tokenizer::is_special(TokenId id) const {
   return text && state_->is_special(*text);
 }
 
-const std::string& Tokenizer::fingerprint() const { return state_->fingerprint; }
+const std::string& Tokenizer::fingerprint() const {
+  return state_->fingerprint;
+}
 
 struct StreamDecoder::State {
   explicit State(const text::DecoderChain& chain) : decoding(chain) {}

@@ -126,7 +126,8 @@ class Reader : public nlohmann::json_sax<Json> {
   std::string merge_name() const { return "merge " + std::to_string(merge_number_); }
 
   void merge_spelling(Spelling spelling) {
-    if (spelling_ != Spelling::unknown && spelling_ != spelling) refuse(merge_name(), "the spelling of those before");
+    if (spelling_ != Spelling::unknown && spelling_ != spelling)
+      refuse(merge_name(), "the spelling of those before");
     spelling_ = spelling;
   }
 
@@ -167,7 +168,8 @@ class Reader : public nlohmann::json_sax<Json> {
     if (place_ == Place::vocabulary) refuse("id of " + quote(key_) + " in the vocabulary", "a number from 0");
     if (place_ != Place::rest) refuse(merge_name(), "two strings");
     if (open_.size() >= static_cast<std::size_t>(kMaxJsonDepth)) {
-      refuse("tokenizer.json", "JSON nested at most " + std::to_string(kMaxJsonDepth) + " deep", "deeper nesting");
+      refuse("tokenizer.json", "JSON nested at most " + std::to_string(kMaxJsonDepth) + " deep",
+             "deeper nesting");
     }
     Json* container = insert(std::move(v));
     open_.push_back({container, key_});
@@ -191,7 +193,8 @@ class Reader : public nlohmann::json_sax<Json> {
 }  // namespace
 
 void MergeTexts::add(std::string_view left, std::string_view right) {
-  if (left.size() + right.size() > std::numeric_limits<std::uint32_t>::max()) refuse("a merge", "less than 4 GiB");
+  if (left.size() + right.size() > std::numeric_limits<std::uint32_t>::max())
+    refuse("a merge", "less than 4 GiB");
   texts_.append(left).append(right);
   lengths_.push_back(static_cast<std::uint32_t>(left.size()));
   lengths_.push_back(static_cast<std::uint32_t>(right.size()));
@@ -221,9 +224,14 @@ Bpe build_bpe(TokenizerJson& file) {
   if (type != "BPE") fail<Unsupported>({.op = kOp, .what = "model " + quote(type) + " is not implemented"});
   if (!file.has_vocabulary || !file.has_merges) refuse("model", "an object vocab and an array merges");
 
-  const auto text = [&](const char* field) { return model.has_value(field) ? model.text(field) : std::string(); };
-  const auto flag = [&](const char* field) { return model.has_value(field) && model.boolean_or(field, false); };
-  if (model.has_value("dropout") && !(model.at("dropout").is_number() && model.at("dropout").get<double>() == 0)) {
+  const auto text = [&](const char* field) {
+    return model.has_value(field) ? model.text(field) : std::string();
+  };
+  const auto flag = [&](const char* field) {
+    return model.has_value(field) && model.boolean_or(field, false);
+  };
+  if (model.has_value("dropout") &&
+      !(model.at("dropout").is_number() && model.at("dropout").get<double>() == 0)) {
     model.refuse<Unsupported>("dropout", "null or 0");
   }
   BpeOptions options{.continuing_subword_prefix = text("continuing_subword_prefix"),

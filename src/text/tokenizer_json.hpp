@@ -33,7 +33,8 @@ class MergeTexts {
   std::vector<std::uint32_t> lengths_;
 };
 
-/// A tokenizer.json as read: vocabulary and merges, which are nearly all of it, without a tree of JSON values.
+/// A tokenizer.json as read: vocabulary and merges, which are nearly all of it, without a tree of JSON
+/// values.
 struct TokenizerJson {
   Json rest;  ///< everything but model.vocab and model.merges
   bool has_vocabulary = false, has_merges = false;

@@ -25,7 +25,8 @@ const std::uint8_t* row_table() {
   return table.get();
 }
 
-/// Bytes of a UTF-8 sequence by its lead byte, with the range of the second byte; 0 for a byte that leads none.
+/// Bytes of a UTF-8 sequence by its lead byte, with the range of the second byte; 0 for a byte that leads
+/// none.
 struct Lead {
   int length;
   unsigned char low, high;
@@ -35,13 +36,15 @@ Lead lead_of(unsigned char byte) {
   if (byte < 0x80) return {1, 0, 0};
   if (byte < 0xC2 || byte > 0xF4) return {0, 0, 0};
   if (byte < 0xE0) return {2, 0x80, 0xBF};
-  if (byte < 0xF0) return {3, static_cast<unsigned char>(byte == 0xE0 ? 0xA0 : 0x80),
-                           static_cast<unsigned char>(byte == 0xED ? 0x9F : 0xBF)};
+  if (byte < 0xF0)
+    return {3, static_cast<unsigned char>(byte == 0xE0 ? 0xA0 : 0x80),
+            static_cast<unsigned char>(byte == 0xED ? 0x9F : 0xBF)};
   return {4, static_cast<unsigned char>(byte == 0xF0 ? 0x90 : 0x80),
           static_cast<unsigned char>(byte == 0xF4 ? 0x8F : 0xBF)};
 }
 
-/// How many bytes at `at` belong together: a whole character, or the longest beginning of one (`whole` false).
+/// How many bytes at `at` belong together: a whole character, or the longest beginning of one (`whole`
+/// false).
 std::size_t sequence_length(std::string_view bytes, std::size_t at, bool& whole) {
   const Lead lead = lead_of(static_cast<unsigned char>(bytes[at]));
   whole = lead.length == 1;
@@ -57,10 +60,18 @@ std::size_t sequence_length(std::string_view bytes, std::size_t at, bool& whole)
 
 }  // namespace
 
-std::span<const PropertyRun> property_runs() { return kRuns; }
-std::span<const PropertyRow> property_rows() { return kRows; }
-std::uint8_t property_row(char32_t code_point) { return row_table()[code_point]; }
-const PropertyRow& properties(char32_t code_point) { return kRows[property_row(code_point)]; }
+std::span<const PropertyRun> property_runs() {
+  return kRuns;
+}
+std::span<const PropertyRow> property_rows() {
+  return kRows;
+}
+std::uint8_t property_row(char32_t code_point) {
+  return row_table()[code_point];
+}
+const PropertyRow& properties(char32_t code_point) {
+  return kRows[property_row(code_point)];
+}
 
 char32_t last_code_point(std::string_view text) {
   std::size_t at = text.size() - 1;
@@ -143,4 +154,3 @@ std::size_t append_lossy(std::string& out, std::string_view bytes) {
 }
 
 }  // namespace modicum::text
-

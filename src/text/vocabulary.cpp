@@ -41,7 +41,8 @@ void Vocabulary::add(std::string_view token, TokenId id) {
     return;
   }
   slots_[at] = static_cast<std::int32_t>(entries_.size());
-  entries_.push_back({static_cast<std::uint32_t>(texts_.size()), static_cast<std::uint32_t>(token.size()), hash, id});
+  entries_.push_back(
+      {static_cast<std::uint32_t>(texts_.size()), static_cast<std::uint32_t>(token.size()), hash, id});
   texts_ += token;
 }
 

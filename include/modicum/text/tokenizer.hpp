@@ -22,8 +22,8 @@ struct ByteRange {
   bool operator==(const ByteRange&) const = default;
 };
 
-/// Token ids and, for each, the bytes of the input that it stands for (empty for a token that the post-processor
-/// added).
+/// Token ids and, for each, the bytes of the input that it stands for (empty for a token that the
+/// post-processor added).
 struct Encoding {
   std::vector<TokenId> ids;
   std::vector<ByteRange> offsets;
@@ -36,15 +36,16 @@ enum class AddSpecial { no, yes };        ///< in encoding: let the post-process
 /// offsets. Immutable and safe to share between threads; copies share the tables.
 class Tokenizer {
  public:
-  /// Reads tokenizer.json, or the directory that holds it. Throws `IoError`, `FormatError` for a broken file and
-  /// `Unsupported` for a component that is not implemented, naming it.
+  /// Reads tokenizer.json, or the directory that holds it. Throws `IoError`, `FormatError` for a broken file
+  /// and `Unsupported` for a component that is not implemented, naming it.
   static Tokenizer load(const std::filesystem::path& path);
   static Tokenizer parse(std::string_view json);
 
   /// `text` is UTF-8; throws `InvalidArgument` with the byte offset where it is not.
   Encoding encode(std::string_view text, AddSpecial add = AddSpecial::yes) const;
 
-  /// Bytes that do not form UTF-8 become U+FFFD, as `tokenizers` does. Throws `InvalidArgument` for an unknown id.
+  /// Bytes that do not form UTF-8 become U+FFFD, as `tokenizers` does. Throws `InvalidArgument` for an
+  /// unknown id.
   std::string decode(std::span<const TokenId> ids, SpecialTokens special = SpecialTokens::skip) const;
 
   std::size_t vocabulary_size() const;  ///< including added tokens
@@ -62,8 +63,8 @@ class Tokenizer {
   std::shared_ptr<const State> state_;
 };
 
-/// Decodes a growing sequence of tokens and emits text as soon as it is certain: never half a character, and the
-/// pieces joined equal `decode` of the whole. Memory and time per token do not grow with the sequence.
+/// Decodes a growing sequence of tokens and emits text as soon as it is certain: never half a character, and
+/// the pieces joined equal `decode` of the whole. Memory and time per token do not grow with the sequence.
 class StreamDecoder {
  public:
   explicit StreamDecoder(Tokenizer tokenizer, SpecialTokens special = SpecialTokens::skip);
@@ -71,8 +72,8 @@ class StreamDecoder {
   StreamDecoder& operator=(StreamDecoder&&) noexcept;
   ~StreamDecoder();
 
-  /// The text that became certain with this token, possibly empty. Throws `InvalidArgument` for an unknown id, and
-  /// is then as if it had not been called.
+  /// The text that became certain with this token, possibly empty. Throws `InvalidArgument` for an unknown
+  /// id, and is then as if it had not been called.
   std::string push(TokenId id);
   /// What is left, an incomplete character as U+FFFD. The next token begins a new text.
   std::string finish();
