@@ -20,11 +20,11 @@ int main(int argc, char** argv) {
     const modicum::cag::Answer answer = knowledge.ask(argv[3], {.max_new_tokens = 64}, stream);
     std::cout << '\n';
     for (const modicum::cag::Citation& c : answer.citations) {
-      std::cout << "  " << c.source << ", line " << c.line << ", bytes " << c.bytes.begin << "-" << c.bytes.end << ": "
-                << c.quote << '\n';
+      std::cout << "  " << c.source << ", line " << c.line << ", bytes " << c.bytes.begin << "-"
+                << c.bytes.end << ": " << c.quote << '\n';
     }
-    std::cout << "  " << answer.cost.cached_tokens << " tokens from the cache, " << answer.cost.question_tokens
-              << " read, " << answer.cost.new_tokens << " written, in "
+    std::cout << "  " << answer.cost.cached_tokens << " tokens from the cache, "
+              << answer.cost.question_tokens << " read, " << answer.cost.new_tokens << " written, in "
               << 1e3 * (answer.cost.prefill_seconds + answer.cost.decode_seconds) << " ms\n";
   } catch (const modicum::Error& error) {
     std::cerr << error.what() << '\n';

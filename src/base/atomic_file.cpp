@@ -71,7 +71,7 @@ void remove_leftovers(const std::filesystem::path& path) {
 bool claim(int descriptor) {
   while (::flock(descriptor, LOCK_EX) != 0 && errno == EINTR) {
   }
-  struct stat status {};
+  struct stat status{};
   return ::fstat(descriptor, &status) == 0 && status.st_nlink > 0;
 }
 

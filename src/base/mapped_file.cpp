@@ -42,7 +42,7 @@ struct MappedFile::State {
     // O_NONBLOCK: opening a named pipe must fail below, not wait for its writer.
     const Descriptor descriptor{::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)};
     if (descriptor.number < 0) fail_io(path, "a file that can be read", error_text(errno));
-    struct stat status {};
+    struct stat status{};
     if (::fstat(descriptor.number, &status) != 0) fail_io(path, "a file's status", error_text(errno));
     if (S_ISDIR(status.st_mode)) fail_io(path, "a regular file", "a directory");
     if (!S_ISREG(status.st_mode)) fail_io(path, "a regular file", "a device, pipe or socket");

@@ -1,8 +1,4 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <modicum/base/thread_pool.hpp>
-
-#include <sched.h>
-
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -14,11 +10,16 @@
 #include <thread>
 #include <vector>
 
+#include <sched.h>
+
+#include <modicum/base/thread_pool.hpp>
+
 namespace modicum {
 namespace {
 
 constexpr std::size_t kMostTasks = (std::size_t{1} << 20) - 1;
-constexpr int kSpins = 4000;  // about 20 to 100 microseconds: longer than the gap between two loops of one layer
+constexpr int kSpins =
+    4000;  // about 20 to 100 microseconds: longer than the gap between two loops of one layer
 
 thread_local bool inside_task = false;
 
@@ -121,7 +122,9 @@ ThreadPool::~ThreadPool() {
   for (std::thread& worker : state_->workers) worker.join();
 }
 
-std::size_t ThreadPool::size() const noexcept { return state_->workers.size() + 1; }
+std::size_t ThreadPool::size() const noexcept {
+  return state_->workers.size() + 1;
+}
 
 void ThreadPool::run(std::size_t count, const std::function<void(std::size_t)>& task) {
   if (inside_task || count == 1 || size() == 1) {

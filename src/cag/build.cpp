@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <modicum/cag/build.hpp>
-
 #include <system_error>
 
 #include <modicum/base/atomic_file.hpp>
 #include <modicum/base/error.hpp>
 #include <modicum/base/hash.hpp>
+#include <modicum/cag/build.hpp>
 
 namespace modicum::cag {
 namespace {
@@ -17,10 +16,12 @@ void check_context(const Model& model, const BuildOptions& options, std::span<co
   std::string shares;
   for (std::size_t i = 0; i < documents.size() && i < 20; ++i) {
     const DocumentSpan& span = prompt.documents[i];
-    shares += (i == 0 ? "" : ", ") + documents[i].name + " " + std::to_string(span.token_end - span.token_begin);
+    shares +=
+        (i == 0 ? "" : ", ") + documents[i].name + " " + std::to_string(span.token_end - span.token_begin);
   }
   if (documents.size() > 20) shares += ", and " + std::to_string(documents.size() - 20) + " more";
-  fail<ContextOverflow>({.op = "cag.build", .what = "documents",
+  fail<ContextOverflow>({.op = "cag.build",
+                         .what = "documents",
                          .expected = "at most " + std::to_string(context) + " tokens with " +
                                      std::to_string(options.reserve) + " left for a question and its answer",
                          .got = std::to_string(prompt.ids.size()) + " (" + shares + ")",
@@ -34,8 +35,10 @@ void check_target(const std::filesystem::path& path, std::size_t bytes) {
   const auto folder = path.has_parent_path() ? path.parent_path() : std::filesystem::path(".");
   const auto space = std::filesystem::space(folder, error);
   if (!error && space.available < bytes) {
-    fail<IoError>({.op = "cag.build", .what = "space for '" + path.string() + "'",
-                   .expected = std::to_string(bytes) + " bytes", .got = std::to_string(space.available),
+    fail<IoError>({.op = "cag.build",
+                   .what = "space for '" + path.string() + "'",
+                   .expected = std::to_string(bytes) + " bytes",
+                   .got = std::to_string(space.available),
                    .todo = "free some space"});
   }
 }
@@ -61,8 +64,8 @@ Manifest describe(const Model& model, const BuildOptions& options, std::span<con
 
 }  // namespace
 
-Knowledge build(const Model& model, std::span<const std::filesystem::path> sources, const std::filesystem::path& path,
-                const BuildOptions& options, const Progress& progress) {
+Knowledge build(const Model& model, std::span<const std::filesystem::path> sources,
+                const std::filesystem::path& path, const BuildOptions& options, const Progress& progress) {
   const std::vector<Document> documents = read_documents(sources);
   const SharedPrompt prompt = make_shared_prompt(model.tokenizer(), options.format, documents);
   check_context(model, options, documents, prompt);

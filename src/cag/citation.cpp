@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <modicum/cag/citation.hpp>
-
 #include <algorithm>
 #include <cctype>
 #include <map>
 #include <set>
 #include <vector>
+
+#include <modicum/cag/citation.hpp>
 
 namespace modicum::cag {
 namespace {
@@ -20,7 +20,8 @@ struct Line {
 
 std::string lower(std::string_view text) {
   std::string out(text);
-  std::transform(out.begin(), out.end(), out.begin(), [](unsigned char c) { return c < 0x80 ? std::tolower(c) : c; });
+  std::transform(out.begin(), out.end(), out.begin(),
+                 [](unsigned char c) { return c < 0x80 ? std::tolower(c) : c; });
   return out;
 }
 
@@ -52,7 +53,8 @@ bool is_heading(std::string_view line) {
 std::vector<Line> lines_of(std::string_view prompt, std::span<const KnownDocument> documents) {
   std::vector<Line> lines;
   for (const KnownDocument& document : documents) {
-    const std::string_view text = prompt.substr(document.span.text_begin, document.span.text_end - document.span.text_begin);
+    const std::string_view text =
+        prompt.substr(document.span.text_begin, document.span.text_end - document.span.text_begin);
     std::string_view heading;
     std::size_t number = 0;
     for (std::size_t begin = 0; begin < text.size();) {
@@ -66,7 +68,8 @@ std::vector<Line> lines_of(std::string_view prompt, std::span<const KnownDocumen
   return lines;
 }
 
-double overlap(const std::set<std::string>& question, std::string_view text, const std::map<std::string, double>& weight) {
+double overlap(const std::set<std::string>& question, std::string_view text,
+               const std::map<std::string, double>& weight) {
   double sum = 0;
   for (const std::string& word : words_of(text)) {
     if (question.contains(word)) sum += weight.at(word);

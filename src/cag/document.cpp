@@ -1,6 +1,4 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <modicum/cag/document.hpp>
-
 #include <algorithm>
 #include <optional>
 #include <set>
@@ -8,6 +6,7 @@
 
 #include <modicum/base/error.hpp>
 #include <modicum/base/mapped_file.hpp>
+#include <modicum/cag/document.hpp>
 
 #include "../text/unicode.hpp"
 
@@ -20,7 +19,8 @@ constexpr std::string_view kOp = "cag.documents";
 
 bool is_text(const fs::path& path) {
   std::string suffix = path.extension().string();
-  std::transform(suffix.begin(), suffix.end(), suffix.begin(), [](unsigned char c) { return std::tolower(c); });
+  std::transform(suffix.begin(), suffix.end(), suffix.begin(),
+                 [](unsigned char c) { return std::tolower(c); });
   return suffix == ".txt" || suffix == ".md" || suffix == ".markdown";
 }
 
@@ -33,9 +33,12 @@ std::optional<std::size_t> bad_byte(std::string_view bytes) {
 Document read(const fs::path& path, std::string name) {
   const MappedFile file(path);
   const auto bytes = file.bytes();
-  Document document{std::move(name), path.string(), std::string(reinterpret_cast<const char*>(bytes.data()), bytes.size())};
+  Document document{std::move(name), path.string(),
+                    std::string(reinterpret_cast<const char*>(bytes.data()), bytes.size())};
   if (const auto at = bad_byte(document.text)) {
-    fail<FormatError>({.op = kOp, .what = "'" + path.string() + "'", .expected = "UTF-8 text",
+    fail<FormatError>({.op = kOp,
+                       .what = "'" + path.string() + "'",
+                       .expected = "UTF-8 text",
                        .got = "byte " + std::to_string(static_cast<unsigned char>(document.text[*at])) +
                               " at offset " + std::to_string(*at),
                        .todo = "save it as UTF-8"});
@@ -63,8 +66,11 @@ void read_folder(const fs::path& folder, std::vector<Document>& documents) {
     }
   }
   if (!others.empty()) {
-    fail<Unsupported>({.op = kOp, .what = "folder '" + folder.string() + "'", .expected = "text and markdown files",
-                       .got = others, .todo = "convert these or move them away; nothing is left out silently"});
+    fail<Unsupported>({.op = kOp,
+                       .what = "folder '" + folder.string() + "'",
+                       .expected = "text and markdown files",
+                       .got = others,
+                       .todo = "convert these or move them away; nothing is left out silently"});
   }
   std::sort(names.begin(), names.end());
   for (const std::string& name : names) documents.push_back(read(folder / name, name));
@@ -91,7 +97,10 @@ std::vector<Document> read_documents(std::span<const fs::path> sources) {
   std::set<std::string> names;
   for (const Document& document : documents) {
     if (!names.insert(document.name).second) {
-      fail({.op = kOp, .what = "document names", .expected = "each once", .got = "'" + document.name + "' twice",
+      fail({.op = kOp,
+            .what = "document names",
+            .expected = "each once",
+            .got = "'" + document.name + "' twice",
             .todo = "rename one, or give the folder above both as the source"});
     }
   }

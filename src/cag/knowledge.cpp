@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <modicum/cag/knowledge.hpp>
-
 #include <chrono>
 
 #include <modicum/base/error.hpp>
+#include <modicum/cag/knowledge.hpp>
 #include <modicum/decode/tree_step_model.hpp>
 
 namespace modicum::cag {
@@ -16,8 +15,10 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
 void require_same(const std::filesystem::path& path, const std::string& what, const std::string& of_file,
                   const std::string& of_model) {
   if (of_file == of_model) return;
-  fail<FingerprintMismatch>({.op = "cag.open", .what = "'" + path.string() + "' belongs to another model: " + what,
-                             .expected = of_model, .got = of_file,
+  fail<FingerprintMismatch>({.op = "cag.open",
+                             .what = "'" + path.string() + "' belongs to another model: " + what,
+                             .expected = of_model,
+                             .got = of_file,
                              .todo = "open it with the model that built it, or build it again"});
 }
 
@@ -29,7 +30,8 @@ void check_fingerprint(const std::filesystem::path& path, const Manifest& manife
   require_same(path, "width of keys", std::to_string(manifest.shape.width), std::to_string(shape.width));
   require_same(path, "key heads", std::to_string(manifest.kv_heads),
                std::to_string(model.config().num_key_value_heads));
-  require_same(path, "hidden size", std::to_string(manifest.hidden_size), std::to_string(model.config().hidden_size));
+  require_same(path, "hidden size", std::to_string(manifest.hidden_size),
+               std::to_string(model.config().hidden_size));
   require_same(path, "dtype", manifest.fingerprint.dtype, std::string(name_of(shape.dtype)));
   require_same(path, "tokenizer", manifest.fingerprint.tokenizer, model.fingerprint().tokenizer);
   require_same(path, "weights", manifest.fingerprint.weights, model.fingerprint().weights);
@@ -42,7 +44,8 @@ Knowledge Knowledge::open(const std::filesystem::path& path, const Model& model)
   check_fingerprint(path, file.manifest(), model);
   for (const TokenId id : file.token_ids()) {
     if (id < 0 || static_cast<std::size_t>(id) >= model.config().vocab_size) {
-      fail<FormatError>({.op = "cag.open", .what = "'" + path.string() + "': token id",
+      fail<FormatError>({.op = "cag.open",
+                         .what = "'" + path.string() + "': token id",
                          .expected = "0 to " + std::to_string(model.config().vocab_size - 1),
                          .got = std::to_string(id)});
     }
@@ -55,21 +58,23 @@ Knowledge Knowledge::open(const std::filesystem::path& path, const Model& model)
 std::vector<TokenId> Knowledge::question_ids(std::string_view question) const {
   const Manifest& manifest = file().manifest();
   return cag::question_ids(model().tokenizer(), manifest.format, file().prompt().substr(manifest.resume_byte),
-                           manifest.resume_token == 0, std::span(file().token_ids()).subspan(manifest.resume_token),
-                           question);
+                           manifest.resume_token == 0,
+                           std::span(file().token_ids()).subspan(manifest.resume_token), question);
 }
 
-Answer Knowledge::ask(std::string_view question, const AskOptions& options, const TokenCallback& callback) const {
+Answer Knowledge::ask(std::string_view question, const AskOptions& options,
+                      const TokenCallback& callback) const {
   const std::vector<TokenId> ids = question_ids(question);
   const std::size_t cached = file().token_ids().size();
   const std::size_t total = cached + ids.size() + options.max_new_tokens;
   if (total > model().config().max_position_embeddings) {
-    fail<ContextOverflow>({.op = "cag.ask", .what = "context",
-                           .expected = "at most " + std::to_string(model().config().max_position_embeddings) + " tokens",
-                           .got = std::to_string(total) + " (documents " + std::to_string(cached) + ", question " +
-                                  std::to_string(ids.size()) + ", answer up to " +
-                                  std::to_string(options.max_new_tokens) + ")",
-                           .todo = "shorten the question, the documents or max_new_tokens"});
+    fail<ContextOverflow>(
+        {.op = "cag.ask",
+         .what = "context",
+         .expected = "at most " + std::to_string(model().config().max_position_embeddings) + " tokens",
+         .got = std::to_string(total) + " (documents " + std::to_string(cached) + ", question " +
+                std::to_string(ids.size()) + ", answer up to " + std::to_string(options.max_new_tokens) + ")",
+         .todo = "shorten the question, the documents or max_new_tokens"});
   }
   const Transformer& transformer = model().transformer();
   const auto start = std::chrono::steady_clock::now();
@@ -92,7 +97,9 @@ Answer Knowledge::ask(std::string_view question, const AskOptions& options, cons
                 .ids = std::move(result.ids),
                 .log_probabilities = std::move(result.log_probabilities),
                 .finish_reason = result.finish_reason,
-                .cost = {.cached_tokens = cached, .question_tokens = ids.size(), .prefill_seconds = prefill,
+                .cost = {.cached_tokens = cached,
+                         .question_tokens = ids.size(),
+                         .prefill_seconds = prefill,
                          .decode_seconds = seconds_since(decode_start)}};
   answer.cost.new_tokens = answer.ids.size();
   if (auto citation = cite(file().prompt(), file().manifest().documents, question, answer.text)) {

@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <modicum/cag/knowledge_file.hpp>
-
 #include <algorithm>
 #include <cstring>
 #include <limits>
 
 #include <modicum/base/error.hpp>
 #include <modicum/base/hash.hpp>
+#include <modicum/cag/knowledge_file.hpp>
 
 namespace modicum::cag {
 namespace {
@@ -27,15 +26,12 @@ std::span<const std::byte> bytes_of(std::string_view text) {
 std::vector<TensorSpec> layout(const Manifest& m, std::size_t prompt_bytes) {
   const std::string kv_type(safetensors_name(m.shape.dtype));
   const std::vector<std::uint64_t> kv_shape{m.shape.layers, m.tokens, m.kv_heads, m.shape.width / m.kv_heads};
-  const std::size_t covered = m.tokens * m.shape.token_bytes() + m.hidden_size * 4 + m.tokens * 4 + m.tokens * 8;
-  return {{"k", kv_type, kv_shape},
-          {"v", kv_type, kv_shape},
-          {"hidden", "F32", {m.hidden_size}},
-          {"token_ids", "I32", {m.tokens}},
-          {"token_bytes", "U64", {m.tokens}},
-          {"checksums", "U64", {(covered + kBlock - 1) / kBlock}},
-          {"prompt", "U8", {prompt_bytes}},
-          {"seal", "U8", {16}}};
+  const std::size_t covered =
+      m.tokens * m.shape.token_bytes() + m.hidden_size * 4 + m.tokens * 4 + m.tokens * 8;
+  return {{"k", kv_type, kv_shape},           {"v", kv_type, kv_shape},
+          {"hidden", "F32", {m.hidden_size}}, {"token_ids", "I32", {m.tokens}},
+          {"token_bytes", "U64", {m.tokens}}, {"checksums", "U64", {(covered + kBlock - 1) / kBlock}},
+          {"prompt", "U8", {prompt_bytes}},   {"seal", "U8", {16}}};
 }
 
 std::string seal_of(std::span<const std::byte> header, std::span<const std::byte> sums,
@@ -77,7 +73,8 @@ class SummingWriter {
 
 /// All rows of one layer's keys, or values, in order of position.
 template <class Pick>
-void append_rows(SummingWriter& out, const Branch& leaf, const KvShape& shape, std::size_t layer, const Pick& pick) {
+void append_rows(SummingWriter& out, const Branch& leaf, const KvShape& shape, std::size_t layer,
+                 const Pick& pick) {
   for (const ops::KeyTile* tile : leaf.tiles()) {
     for (const ops::KeyRun& run : tile->runs) {
       const std::byte* rows = pick(run) + layer * run.layer_stride + run.first * shape.row_bytes();
@@ -130,12 +127,18 @@ KnowledgeFile KnowledgeFile::open(const std::filesystem::path& path, ThreadPool&
     return at == metadata.end() ? std::string() : at->second;
   };
   if (value("format") != kFormatName) {
-    fail<FormatError>({.op = kOp, .what = name, .expected = "a modicum knowledge cache",
-                       .got = "a safetensors file of another kind", .todo = "build one with `modicum cag build`"});
+    fail<FormatError>({.op = kOp,
+                       .what = name,
+                       .expected = "a modicum knowledge cache",
+                       .got = "a safetensors file of another kind",
+                       .todo = "build one with `modicum cag build`"});
   }
   if (value("version") != std::to_string(kFormatVersion)) {
-    fail<Unsupported>({.op = kOp, .what = name + ": version", .expected = std::to_string(kFormatVersion),
-                       .got = "'" + value("version") + "'", .todo = "build it again with this version of modicum"});
+    fail<Unsupported>({.op = kOp,
+                       .what = name + ": version",
+                       .expected = std::to_string(kFormatVersion),
+                       .got = "'" + value("version") + "'",
+                       .todo = "build it again with this version of modicum"});
   }
   file.manifest_ = Manifest::parse(value("manifest"), name);
   file.check_arrays();
@@ -147,17 +150,22 @@ KnowledgeFile KnowledgeFile::open(const std::filesystem::path& path, ThreadPool&
 void KnowledgeFile::check_arrays() const {
   const auto& tensors = file_.header().tensors;
   const auto prompt = tensors.find("prompt");
-  const std::vector<TensorSpec> specs = layout(manifest_, prompt == tensors.end() ? 0 : prompt->second.bytes());
+  const std::vector<TensorSpec> specs =
+      layout(manifest_, prompt == tensors.end() ? 0 : prompt->second.bytes());
   const std::string name = "'" + file_.file().path().string() + "'";
   for (const TensorSpec& spec : specs) {
     const TensorInfo& info = file_.info(spec.name);
     if (info.dtype != spec.dtype || info.shape != spec.shape) {
-      fail<FormatError>({.op = kOp, .what = name + ": tensor '" + spec.name + "'",
-                         .expected = "the dtype and shape that the manifest says", .got = "others"});
+      fail<FormatError>({.op = kOp,
+                         .what = name + ": tensor '" + spec.name + "'",
+                         .expected = "the dtype and shape that the manifest says",
+                         .got = "others"});
     }
   }
   if (tensors.size() != specs.size() || file_.header().data_begin % kPage != 0) {
-    fail<FormatError>({.op = kOp, .what = name, .expected = "the tensors of version 1, aligned to 4096 bytes",
+    fail<FormatError>({.op = kOp,
+                       .what = name,
+                       .expected = "the tensors of version 1, aligned to 4096 bytes",
                        .got = std::to_string(tensors.size()) + " tensors from byte " +
                               std::to_string(file_.header().data_begin)});
   }
@@ -165,15 +173,19 @@ void KnowledgeFile::check_arrays() const {
   bool inside = manifest_.resume_byte <= text;
   for (const KnownDocument& document : manifest_.documents) inside = inside && document.span.text_end <= text;
   if (!inside) {
-    fail<FormatError>({.op = kOp, .what = name + ": manifest", .expected = "places within the prompt's " +
-                       std::to_string(text) + " bytes", .got = "one beyond"});
+    fail<FormatError>({.op = kOp,
+                       .what = name + ": manifest",
+                       .expected = "places within the prompt's " + std::to_string(text) + " bytes",
+                       .got = "one beyond"});
   }
 }
 
 void KnowledgeFile::check_sums(ThreadPool& pool) const {
   const auto corrupt = [&](const std::string& where) {
-    fail<Corrupt>({.op = kOp, .what = "'" + file_.file().path().string() + "': " + where,
-                   .expected = "bytes as they were written", .got = "others (a checksum differs)",
+    fail<Corrupt>({.op = kOp,
+                   .what = "'" + file_.file().path().string() + "': " + where,
+                   .expected = "bytes as they were written",
+                   .got = "others (a checksum differs)",
                    .todo = "build it again, or restore it from a copy"});
   };
   const auto header = file_.file().bytes().first(file_.header().data_begin);

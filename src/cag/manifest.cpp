@@ -20,8 +20,8 @@ Json to_json(const KnownDocument& document) {
 
 std::pair<std::size_t, std::size_t> range(const JsonFields& fields, const char* field, std::size_t most) {
   const Json& value = fields.at(field);
-  if (!value.is_array() || value.size() != 2 || !value[0].is_number_unsigned() || !value[1].is_number_unsigned() ||
-      value[0] > value[1] || value[1] > most) {
+  if (!value.is_array() || value.size() != 2 || !value[0].is_number_unsigned() ||
+      !value[1].is_number_unsigned() || value[0] > value[1] || value[1] > most) {
     fields.refuse(field, "[begin, end] within " + std::to_string(most));
   }
   return {value[0].get<std::size_t>(), value[1].get<std::size_t>()};
@@ -83,11 +83,12 @@ Manifest Manifest::parse(std::string_view json, const std::string& file_name) {
   manifest.tokens = fields.integer("tokens", 1, std::uint64_t{1} << 31);
   manifest.resume_byte = resume.integer("byte", 0, kMost);
   manifest.resume_token = resume.integer("token", 0, manifest.tokens);
-  manifest.format = {prompt.text("before_documents"), prompt.text("before_question"), prompt.text("after_question"),
-                     prompt.boolean_or("add_special_tokens", true)};
+  manifest.format = {prompt.text("before_documents"), prompt.text("before_question"),
+                     prompt.text("after_question"), prompt.boolean_or("add_special_tokens", true)};
   if (!fields.at("documents").is_array()) fields.refuse("documents", "an array");
   for (const Json& document : root["documents"]) {
-    manifest.documents.push_back(parse_document(document, file_name + ": manifest.documents.", manifest.tokens));
+    manifest.documents.push_back(
+        parse_document(document, file_name + ": manifest.documents.", manifest.tokens));
   }
   return manifest;
 }

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <modicum/cag/prompt.hpp>
-
 #include <algorithm>
 
 #include <modicum/base/error.hpp>
+#include <modicum/cag/prompt.hpp>
 
 namespace modicum::cag {
 namespace {
 
 /// Beginnings of questions that tokenizers treat differently.
-constexpr std::string_view kProbes[] = {"When may I?", "what", "1", "12:30", "\"So", "(a", "-", "'s", "É", "語", "🙂"};
+constexpr std::string_view kProbes[] = {"When may I?", "what", "1", "12:30", "\"So", "(a",
+                                        "-",           "'s",   "É", "語",    "🙂"};
 
 AddSpecial added(const PromptFormat& format, bool from_start) {
   return format.add_special_tokens && from_start ? AddSpecial::yes : AddSpecial::no;
@@ -20,12 +20,13 @@ std::size_t common_prefix(std::span<const TokenId> a, std::span<const TokenId> b
   return static_cast<std::size_t>(end - a.begin());
 }
 
-/// Whether encoding from token `token` (a special one, at byte `byte`) on gives the tokens that encoding all does.
-bool resumes(const Tokenizer& tokenizer, const PromptFormat& format, const SharedPrompt& prompt, std::size_t token,
-             std::size_t byte) {
+/// Whether encoding from token `token` (a special one, at byte `byte`) on gives the tokens that encoding all
+/// does.
+bool resumes(const Tokenizer& tokenizer, const PromptFormat& format, const SharedPrompt& prompt,
+             std::size_t token, std::size_t byte) {
   const std::string tail = prompt.text.substr(byte) + std::string(kProbes[0]) + format.after_question;
-  const Encoding all = tokenizer.encode(prompt.text + std::string(kProbes[0]) + format.after_question,
-                                        added(format, true));
+  const Encoding all =
+      tokenizer.encode(prompt.text + std::string(kProbes[0]) + format.after_question, added(format, true));
   const Encoding rest = tokenizer.encode(tail, AddSpecial::no);
   return all.ids.size() == token + rest.ids.size() &&
          std::equal(rest.ids.begin(), rest.ids.end(), all.ids.begin() + static_cast<std::ptrdiff_t>(token));
@@ -70,15 +71,16 @@ SharedPrompt make_shared_prompt(const Tokenizer& tokenizer, const PromptFormat& 
   Encoding encoding = tokenizer.encode(prompt.text, added(format, true));
   std::size_t stable = encoding.ids.size();
   for (const std::string_view probe : kProbes) {
-    const Encoding whole = tokenizer.encode(prompt.text + std::string(probe) + format.after_question,
-                                            added(format, true));
+    const Encoding whole =
+        tokenizer.encode(prompt.text + std::string(probe) + format.after_question, added(format, true));
     stable = std::min(stable, common_prefix(encoding.ids, whole.ids));
   }
   encoding.ids.resize(stable);
   prompt.ids = std::move(encoding.ids);
   std::size_t reached = 0;
   for (std::size_t i = 0; i < stable; ++i) {
-    // Tokens that the post-processor added stand for no bytes; they count as standing where the text has got to.
+    // Tokens that the post-processor added stand for no bytes; they count as standing where the text has got
+    // to.
     if (encoding.offsets[i].end > encoding.offsets[i].begin) reached = encoding.offsets[i].begin;
     prompt.begins.push_back(reached);
   }
@@ -87,8 +89,9 @@ SharedPrompt make_shared_prompt(const Tokenizer& tokenizer, const PromptFormat& 
   return prompt;
 }
 
-std::vector<TokenId> question_ids(const Tokenizer& tokenizer, const PromptFormat& format, std::string_view resume_text,
-                                  bool from_start, std::span<const TokenId> resume_ids, std::string_view question) {
+std::vector<TokenId> question_ids(const Tokenizer& tokenizer, const PromptFormat& format,
+                                  std::string_view resume_text, bool from_start,
+                                  std::span<const TokenId> resume_ids, std::string_view question) {
   const std::size_t first = question.find_first_not_of(" \t\r\n");
   if (first == std::string_view::npos) {
     fail({.op = "cag.ask", .what = "question", .expected = "some text", .got = "none"});
@@ -97,10 +100,14 @@ std::vector<TokenId> question_ids(const Tokenizer& tokenizer, const PromptFormat
   const std::string text = std::string(resume_text) + std::string(question) + format.after_question;
   Encoding encoding = tokenizer.encode(text, added(format, from_start));
   if (common_prefix(resume_ids, encoding.ids) != resume_ids.size()) {
-    fail({.op = "cag.ask", .what = "question", .expected = "a beginning that leaves the cached tokens as they are",
-          .got = "one that merges with them", .todo = "begin it with a letter"});
+    fail({.op = "cag.ask",
+          .what = "question",
+          .expected = "a beginning that leaves the cached tokens as they are",
+          .got = "one that merges with them",
+          .todo = "begin it with a letter"});
   }
-  encoding.ids.erase(encoding.ids.begin(), encoding.ids.begin() + static_cast<std::ptrdiff_t>(resume_ids.size()));
+  encoding.ids.erase(encoding.ids.begin(),
+                     encoding.ids.begin() + static_cast<std::ptrdiff_t>(resume_ids.size()));
   return std::move(encoding.ids);
 }
 

@@ -12,7 +12,8 @@ Model Model::load(const std::filesystem::path& directory, const LoadOptions& opt
 }
 
 const Tokenizer& Model::tokenizer() const {
-  std::call_once(state_->tokenizer_once, [&] { state_->tokenizer = Tokenizer::load(checkpoint().directory()); });
+  std::call_once(state_->tokenizer_once,
+                 [&] { state_->tokenizer = Tokenizer::load(checkpoint().directory()); });
   return *state_->tokenizer;
 }
 

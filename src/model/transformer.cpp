@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <modicum/model/transformer.hpp>
-
 #include <algorithm>
 #include <cmath>
 #include <set>
 #include <string>
 
 #include <modicum/base/error.hpp>
+#include <modicum/model/transformer.hpp>
 #include <modicum/ops/attention.hpp>
 #include <modicum/ops/elementwise.hpp>
 #include <modicum/ops/matmul.hpp>
@@ -14,8 +13,9 @@
 namespace modicum {
 namespace {
 
-/// Rows that go through the layers together: enough that reading the weights once more costs little beside the
-/// products (at 512 rows, 1024 operations for each weight), few enough that activations stay in the last cache.
+/// Rows that go through the layers together: enough that reading the weights once more costs little beside
+/// the products (at 512 rows, 1024 operations for each weight), few enough that activations stay in the last
+/// cache.
 constexpr std::size_t kChunkRows = 512;
 
 }  // namespace
@@ -41,7 +41,7 @@ struct Transformer::Pass {
 /// Activations of one chunk; kept so that a step allocates nothing.
 struct Transformer::Workspace {
   std::vector<float> x, h, q, k, v, attended;
-  std::vector<std::vector<float>> rotated;  ///< queries by origin beyond the first
+  std::vector<std::vector<float>> rotated;   ///< queries by origin beyond the first
   std::vector<std::vector<float>> cos, sin;  ///< by origin
   ops::MatmulScratch scratch;
 
@@ -67,7 +67,10 @@ struct Transformer::Workspace {
 };
 
 Transformer::Transformer(ModelConfig config, ModelWeights weights, std::size_t threads)
-    : config_(std::move(config)), weights_(std::move(weights)), pool_(threads), work_(std::make_unique<Workspace>()) {
+    : config_(std::move(config)),
+      weights_(std::move(weights)),
+      pool_(threads),
+      work_(std::make_unique<Workspace>()) {
   for (const double f : rope_inverse_frequencies(config_.rope, config_.head_dim)) {
     inverse_frequencies_.push_back(static_cast<float>(f));
   }
@@ -79,34 +82,46 @@ KvShape Transformer::kv_shape() const {
   return {.layers = config_.num_hidden_layers, .width = config_.kv_width(), .dtype = weights_.dtype};
 }
 
-KvTree Transformer::tree(std::size_t max_kv_bytes) const { return KvTree(KvArena(kv_shape(), max_kv_bytes)); }
+KvTree Transformer::tree(std::size_t max_kv_bytes) const {
+  return KvTree(KvArena(kv_shape(), max_kv_bytes));
+}
 
 void Transformer::check(const KvTree& tree, std::span<const Extension> extensions) const {
   if (!(tree.shape() == kv_shape())) {
-    fail({.op = "extend", .what = "tree", .expected = "one made by this model", .got = "one of another shape"});
+    fail({.op = "extend",
+          .what = "tree",
+          .expected = "one made by this model",
+          .got = "one of another shape"});
   }
   for (const Extension& extension : extensions) {
     if (!extension.parent || extension.tokens.empty()) {
-      fail({.op = "extend", .what = "extension", .expected = "a branch and at least one token",
+      fail({.op = "extend",
+            .what = "extension",
+            .expected = "a branch and at least one token",
             .got = extension.parent ? "no token" : "no branch"});
     }
     const std::size_t length = extension.parent.size() + extension.tokens.size();
     if (length > config_.max_position_embeddings) {
-      fail<ContextOverflow>({.op = "extend", .what = "context",
-                             .expected = "at most " + std::to_string(config_.max_position_embeddings) + " tokens",
-                             .got = std::to_string(length), .todo = "shorten the text"});
+      fail<ContextOverflow>(
+          {.op = "extend",
+           .what = "context",
+           .expected = "at most " + std::to_string(config_.max_position_embeddings) + " tokens",
+           .got = std::to_string(length),
+           .todo = "shorten the text"});
     }
     for (const TokenId token : extension.tokens) {
       if (token < 0 || static_cast<std::size_t>(token) >= config_.vocab_size) {
-        fail({.op = "extend", .what = "token id", .expected = "0 to " + std::to_string(config_.vocab_size - 1),
+        fail({.op = "extend",
+              .what = "token id",
+              .expected = "0 to " + std::to_string(config_.vocab_size - 1),
               .got = std::to_string(token)});
       }
     }
   }
 }
 
-std::vector<Branch> Transformer::extend(const KvTree& tree, std::span<const Extension> extensions, Matrix* all_hidden,
-                                        const Progress& progress) const {
+std::vector<Branch> Transformer::extend(const KvTree& tree, std::span<const Extension> extensions,
+                                        Matrix* all_hidden, const Progress& progress) const {
   check(tree, extensions);
   const std::lock_guard lock(mutex_);
   Pass pass;
@@ -123,7 +138,8 @@ std::vector<Branch> Transformer::extend(const KvTree& tree, std::span<const Exte
         if (run.origin != 0) origins.insert(run.origin);
       }
     }
-    for (std::size_t i = 0; i < extension.tokens.size(); ++i) pass.rows.push_back({e, i, extension.parent.size() + i});
+    for (std::size_t i = 0; i < extension.tokens.size(); ++i)
+      pass.rows.push_back({e, i, extension.parent.size() + i});
   }
   pass.origins = {0};
   pass.origins.insert(pass.origins.end(), origins.begin(), origins.end());
@@ -181,13 +197,15 @@ void Transformer::run_layer(const Pass& pass, std::size_t layer, std::size_t fir
   }
   write_keys(pass, layer, first, count);
   attend(pass, layer, first, count);
-  const ops::Product o[] = {{weights.o.weight, weights.o.bias_or_null(), w.x.data(), config_.hidden_size, true}};
+  const ops::Product o[] = {
+      {weights.o.weight, weights.o.bias_or_null(), w.x.data(), config_.hidden_size, true}};
   ops::matmul(pool_, w.attended.data(), count, query_width, o, w.scratch);
   ops::rms_norm(pool_, w.x.data(), weights.post_attention_norm, eps, count, w.h.data());
   feed_forward(weights, count);
 }
 
-void Transformer::write_keys(const Pass& pass, std::size_t layer, std::size_t first, std::size_t count) const {
+void Transformer::write_keys(const Pass& pass, std::size_t layer, std::size_t first,
+                             std::size_t count) const {
   Workspace& w = *work_;
   const std::size_t width = config_.kv_width();
   ops::rope(pool_, w.k.data(), count, config_.num_key_value_heads, config_.head_dim, width, w.cos[0].data(),
@@ -214,24 +232,26 @@ void Transformer::attend(const Pass& pass, std::size_t layer, std::size_t first,
     queries.push_back({pass.origins[i], w.rotated[i].data()});
   }
   for (std::size_t i = 0; i < pass.origins.size(); ++i) {
-    ops::rope(pool_, i == 0 ? w.q.data() : w.rotated[i].data(), count, config_.num_attention_heads, config_.head_dim,
-              width, w.cos[i].data(), w.sin[i].data());
+    ops::rope(pool_, i == 0 ? w.q.data() : w.rotated[i].data(), count, config_.num_attention_heads,
+              config_.head_dim, width, w.cos[i].data(), w.sin[i].data());
   }
   std::vector<ops::QueryGroup> groups;
   for (std::size_t r = 0; r < count;) {
     const Row& row = pass.rows[first + r];
     std::size_t end = r;
     while (end < count && pass.rows[first + end].extension == row.extension) ++end;
-    groups.push_back({.row = r, .count = end - r, .position = row.position, .tiles = pass.tiles[row.extension]});
+    groups.push_back(
+        {.row = r, .count = end - r, .position = row.position, .tiles = pass.tiles[row.extension]});
     r = end;
   }
-  const ops::AttentionShape shape{.heads = config_.num_attention_heads,
-                                  .kv_heads = config_.num_key_value_heads,
-                                  .head_dim = config_.head_dim,
-                                  .kv_dtype = weights_.dtype,
-                                  .layer = layer,
-                                  .window = config_.sliding_window.empty() ? 0 : config_.sliding_window[layer],
-                                  .scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim))};
+  const ops::AttentionShape shape{
+      .heads = config_.num_attention_heads,
+      .kv_heads = config_.num_key_value_heads,
+      .head_dim = config_.head_dim,
+      .kv_dtype = weights_.dtype,
+      .layer = layer,
+      .window = config_.sliding_window.empty() ? 0 : config_.sliding_window[layer],
+      .scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim))};
   ops::attention(pool_, shape, queries, groups, w.attended.data());
 }
 
@@ -246,8 +266,8 @@ void Transformer::feed_forward(const LayerWeights& layer, std::size_t count) con
   ops::swiglu(pool_, w.h.data(), count, weights, w.x.data(), w.scratch);
 }
 
-void Transformer::fill_angles(const Pass& pass, std::size_t origin, std::size_t first, std::size_t count, float* cos,
-                              float* sin) const {
+void Transformer::fill_angles(const Pass& pass, std::size_t origin, std::size_t first, std::size_t count,
+                              float* cos, float* sin) const {
   const std::size_t half = inverse_frequencies_.size();
   const auto scale = static_cast<float>(config_.rope.attention_factor);
   for (std::size_t r = 0; r < count; ++r) {
@@ -266,9 +286,10 @@ void Transformer::fill_angles(const Pass& pass, std::size_t origin, std::size_t 
 void Transformer::logits_of(const float* hidden, std::size_t rows, float* out) const {
   const std::lock_guard lock(mutex_);
   for (std::size_t first = 0; first < rows; first += kChunkRows) {
-    const ops::Product head[] = {{weights_.head, nullptr, out + first * config_.vocab_size, config_.vocab_size}};
-    ops::matmul(pool_, hidden + first * config_.hidden_size, std::min(kChunkRows, rows - first), config_.hidden_size,
-                head, work_->scratch);
+    const ops::Product head[] = {
+        {weights_.head, nullptr, out + first * config_.vocab_size, config_.vocab_size}};
+    ops::matmul(pool_, hidden + first * config_.hidden_size, std::min(kChunkRows, rows - first),
+                config_.hidden_size, head, work_->scratch);
   }
 }
 
@@ -276,10 +297,14 @@ void Transformer::logits(std::span<const Branch> branches, std::span<float> out)
   std::vector<float> hidden(branches.size() * config_.hidden_size);
   for (std::size_t i = 0; i < branches.size(); ++i) {
     if (!branches[i] || branches[i].hidden().size() != config_.hidden_size) {
-      fail({.op = "logits", .what = "branch", .expected = "one that ends in a token that this model read",
-            .got = "a branch without", .todo = "extend it first"});
+      fail({.op = "logits",
+            .what = "branch",
+            .expected = "one that ends in a token that this model read",
+            .got = "a branch without",
+            .todo = "extend it first"});
     }
-    std::copy_n(branches[i].hidden().begin(), config_.hidden_size, hidden.begin() + static_cast<std::ptrdiff_t>(i * config_.hidden_size));
+    std::copy_n(branches[i].hidden().begin(), config_.hidden_size,
+                hidden.begin() + static_cast<std::ptrdiff_t>(i * config_.hidden_size));
   }
   logits_of(hidden.data(), branches.size(), out.data());
 }

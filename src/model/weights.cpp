@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <modicum/model/weights.hpp>
-
 #include <cstdlib>
 #include <set>
 #include <string>
 
 #include <modicum/base/error.hpp>
+#include <modicum/model/weights.hpp>
 
 namespace modicum {
 namespace {
@@ -21,7 +20,10 @@ class Loader {
  public:
   Loader(const Checkpoint& checkpoint, std::optional<DType> dtype)
       : owner_(std::make_shared<Owner>(checkpoint)), config_(owner_->checkpoint.config()) {
-    dtype_ = dtype ? *dtype : view("model.layers.0.self_attn.q_proj.weight", config_.query_width(), config_.hidden_size).dtype;
+    dtype_ = dtype
+                 ? *dtype
+                 : view("model.layers.0.self_attn.q_proj.weight", config_.query_width(), config_.hidden_size)
+                       .dtype;
   }
 
   ModelWeights load() {
@@ -70,7 +72,8 @@ class Loader {
     const WeightView found = view(name, 1, size);
     std::vector<float> values(size);
     dispatch(found.dtype, [&](auto t) {
-      for (std::size_t i = 0; i < size; ++i) values[i] = to_f32(static_cast<const decltype(t)*>(found.data)[i]);
+      for (std::size_t i = 0; i < size; ++i)
+        values[i] = to_f32(static_cast<const decltype(t)*>(found.data)[i]);
     });
     return values;
   }
@@ -108,10 +111,12 @@ class Loader {
   void refuse_unused() const {
     for (const std::string& name : owner_->checkpoint.names()) {
       if (used_.contains(name)) continue;
-      fail<FormatError>({.op = "model.load", .what = "tensor '" + name + "'",
-                         .expected = "only tensors of a " + config_.model_type + " model as config.json describes it",
-                         .got = "one that it does not have",
-                         .todo = "check that config.json and the weights belong together"});
+      fail<FormatError>(
+          {.op = "model.load",
+           .what = "tensor '" + name + "'",
+           .expected = "only tensors of a " + config_.model_type + " model as config.json describes it",
+           .got = "one that it does not have",
+           .todo = "check that config.json and the weights belong together"});
     }
   }
 

@@ -55,8 +55,8 @@ Answer ask(const Knowledge& self, const std::string& question, std::size_t max_n
 
 Knowledge build(const Model& model, const std::vector<std::filesystem::path>& sources,
                 const std::filesystem::path& path, const std::string& before_documents,
-                const std::string& before_question, const std::string& after_question, bool add_special_tokens,
-                std::size_t reserve, const py::object& progress) {
+                const std::string& before_question, const std::string& after_question,
+                bool add_special_tokens, std::size_t reserve, const py::object& progress) {
   const Progress callback = python_progress(progress);
   const cag::BuildOptions options{
       .format = {before_documents, before_question, after_question, add_special_tokens}, .reserve = reserve};
@@ -70,8 +70,9 @@ void bind_cag(py::module_& m) {
   py::class_<Citation>(m, "Citation", "The line of a document that holds an answer.")
       .def_readonly("document", &Citation::document)
       .def_readonly("source", &Citation::source)
-      .def_property_readonly("bytes", [](const Citation& c) { return py::make_tuple(c.bytes.begin, c.bytes.end); },
-                             "Half-open byte range of the line in the source file.")
+      .def_property_readonly(
+          "bytes", [](const Citation& c) { return py::make_tuple(c.bytes.begin, c.bytes.end); },
+          "Half-open byte range of the line in the source file.")
       .def_readonly("line", &Citation::line, "Counted from 1.")
       .def_readonly("quote", &Citation::quote, "The line: exactly those bytes.")
       .def("__repr__", [](const Citation& c) {
@@ -91,19 +92,24 @@ void bind_cag(py::module_& m) {
       .def_property_readonly("finish_reason", [](const Answer& a) { return name(a.finish_reason); })
       .def_readonly("cost", &Answer::cost)
       .def("__str__", [](const Answer& a) { return a.text; })
-      .def("__repr__", [](const Answer& a) { return "<modicum.Answer " + py::repr(py::str(a.text)).cast<std::string>() + ">"; });
+      .def("__repr__", [](const Answer& a) {
+        return "<modicum.Answer " + py::repr(py::str(a.text)).cast<std::string>() + ">";
+      });
   py::class_<Knowledge>(m, "Knowledge")
-      .def_static("open", &Knowledge::open, py::arg("path"), py::arg("model"), py::call_guard<py::gil_scoped_release>())
+      .def_static("open", &Knowledge::open, py::arg("path"), py::arg("model"),
+                  py::call_guard<py::gil_scoped_release>())
       .def("ask", &ask, py::arg("question"), py::kw_only(), py::arg("max_new_tokens") = 64,
            py::arg("temperature") = 0.0, py::arg("top_k") = 0, py::arg("top_p") = 1.0, py::arg("min_p") = 0.0,
-           py::arg("repetition_penalty") = 1.0, py::arg("seed") = 0, py::arg("stop") = std::vector<std::string>{},
-           py::arg("callback") = py::none())
-      .def("branch", [](const Knowledge& self) { return PyBranch{self.model(), self.tree(), self.branch()}; },
-           "The branch at the end of the documents; extend it with `question_ids` or anything else.")
+           py::arg("repetition_penalty") = 1.0, py::arg("seed") = 0,
+           py::arg("stop") = std::vector<std::string>{}, py::arg("callback") = py::none())
+      .def(
+          "branch", [](const Knowledge& self) { return PyBranch{self.model(), self.tree(), self.branch()}; },
+          "The branch at the end of the documents; extend it with `question_ids` or anything else.")
       .def("question_ids", &Knowledge::question_ids, py::arg("question"),
            "The tokens that follow the documents for this question, up to where the answer begins.")
-      .def("prompt", [](const Knowledge& self) { return std::string(self.file().prompt()); },
-           "The text that was read: instruction, documents, and what comes before a question.")
+      .def(
+          "prompt", [](const Knowledge& self) { return std::string(self.file().prompt()); },
+          "The text that was read: instruction, documents, and what comes before a question.")
       .def("describe", [](const Knowledge& self) { return describe(self.file()); })
       .def("__len__", [](const Knowledge& self) { return self.branch().size(); });
   m.def("build_knowledge", &build, py::arg("model"), py::arg("sources"), py::arg("path"), py::kw_only(),

@@ -21,13 +21,17 @@ Start read_prompt(const Transformer& transformer, const KvTree& tree, const Bran
   return start;
 }
 
-void check_room(const Model& model, std::size_t prefix, std::size_t prompt, std::size_t new_tokens, const char* op) {
+void check_room(const Model& model, std::size_t prefix, std::size_t prompt, std::size_t new_tokens,
+                const char* op) {
   const std::size_t context = model.config().max_position_embeddings;
   // The last token is chosen but never read.
   if (prefix + prompt + new_tokens > context + 1) {
-    fail<ContextOverflow>({.op = op, .what = "context", .expected = "at most " + std::to_string(context) + " tokens",
+    fail<ContextOverflow>({.op = op,
+                           .what = "context",
+                           .expected = "at most " + std::to_string(context) + " tokens",
                            .got = std::to_string(prefix + prompt + new_tokens) + " (prompt " +
-                                  std::to_string(prefix + prompt) + ", new " + std::to_string(new_tokens) + ")",
+                                  std::to_string(prefix + prompt) + ", new " + std::to_string(new_tokens) +
+                                  ")",
                            .todo = "shorten the prompt or max_new_tokens"});
   }
 }
@@ -35,7 +39,8 @@ void check_room(const Model& model, std::size_t prefix, std::size_t prompt, std:
 using PyGenerateResult = GenerateResult<Branch>;
 using FloatArray = py::array_t<float, py::array::c_style | py::array::forcecast>;
 
-py::array_t<float> warped(const FloatArray& logits, double temperature, std::size_t top_k, double top_p, double min_p) {
+py::array_t<float> warped(const FloatArray& logits, double temperature, std::size_t top_k, double top_p,
+                          double min_p) {
   const SamplingOptions options = sampling_options(temperature, top_k, top_p, min_p, 1.0, 0);
   validate(options, "warp");
   if (logits.ndim() != 1) {
@@ -61,7 +66,8 @@ PyGenerateResult generate_from(const PyBranch& from, const Ids& prompt, const Ge
                   with_text ? &from.model.tokenizer() : nullptr, on_token);
 }
 
-BeamResult beam_from(const PyBranch& from, const Ids& prompt, const BeamOptions& options, const py::object& callback) {
+BeamResult beam_from(const PyBranch& from, const Ids& prompt, const BeamOptions& options,
+                     const py::object& callback) {
   const Progress progress = python_progress(callback);
   const py::gil_scoped_release release;
   check_room(from.model, from.branch.size(), prompt.size(), options.max_new_tokens, "beam_search");
@@ -79,38 +85,47 @@ void bind_decode(py::module_& m) {
       .def_readonly("ids", &PyGenerateResult::ids)
       .def_readonly("text", &PyGenerateResult::text)
       .def_readonly("log_probabilities", &PyGenerateResult::log_probabilities)
-      .def_property_readonly("finish_reason", [](const PyGenerateResult& r) { return name(r.finish_reason); });
+      .def_property_readonly("finish_reason",
+                             [](const PyGenerateResult& r) { return name(r.finish_reason); });
   py::class_<Hypothesis>(m, "BeamHypothesis")
       .def_readonly("ids", &Hypothesis::ids)
       .def_readonly("score", &Hypothesis::score)
       .def_property_readonly("finish_reason", [](const Hypothesis& h) { return name(h.finish_reason); });
 
-  m.def("warp", &warped, py::arg("logits"), py::kw_only(), py::arg("temperature"), py::arg("top_k"), py::arg("top_p"),
-        py::arg("min_p"));
+  m.def("warp", &warped, py::arg("logits"), py::kw_only(), py::arg("temperature"), py::arg("top_k"),
+        py::arg("top_p"), py::arg("min_p"));
   m.def(
       "generate",
       [](const PyBranch& from, const Ids& prompt, std::size_t max_new_tokens, std::size_t min_new_tokens,
-         const Ids& stop_ids, const std::vector<std::string>& stop, double temperature, std::size_t top_k, double top_p,
-         double min_p, double repetition_penalty, std::uint64_t seed, bool with_text, const py::object& callback) {
+         const Ids& stop_ids, const std::vector<std::string>& stop, double temperature, std::size_t top_k,
+         double top_p, double min_p, double repetition_penalty, std::uint64_t seed, bool with_text,
+         const py::object& callback) {
         const GenerateOptions options{
-            .max_new_tokens = max_new_tokens, .min_new_tokens = min_new_tokens, .stop_ids = stop_ids, .stop = stop,
+            .max_new_tokens = max_new_tokens,
+            .min_new_tokens = min_new_tokens,
+            .stop_ids = stop_ids,
+            .stop = stop,
             .sampling = sampling_options(temperature, top_k, top_p, min_p, repetition_penalty, seed)};
         return generate_from(from, prompt, options, with_text, callback);
       },
-      py::arg("start"), py::arg("prompt"), py::kw_only(), py::arg("max_new_tokens"), py::arg("min_new_tokens"),
-      py::arg("stop_ids"), py::arg("stop"), py::arg("temperature"), py::arg("top_k"), py::arg("top_p"),
-      py::arg("min_p"), py::arg("repetition_penalty"), py::arg("seed"), py::arg("with_text"), py::arg("callback"));
+      py::arg("start"), py::arg("prompt"), py::kw_only(), py::arg("max_new_tokens"),
+      py::arg("min_new_tokens"), py::arg("stop_ids"), py::arg("stop"), py::arg("temperature"),
+      py::arg("top_k"), py::arg("top_p"), py::arg("min_p"), py::arg("repetition_penalty"), py::arg("seed"),
+      py::arg("with_text"), py::arg("callback"));
   m.def(
       "beam",
       [](const PyBranch& from, const Ids& prompt, std::size_t beams, std::size_t max_new_tokens,
-         std::size_t min_new_tokens, double length_penalty, const std::string& early_stopping, std::size_t num_return,
-         const Ids& stop_ids, double repetition_penalty, const py::object& progress) {
-        const BeamOptions options{.beams = beams, .max_new_tokens = max_new_tokens, .min_new_tokens = min_new_tokens,
+         std::size_t min_new_tokens, double length_penalty, const std::string& early_stopping,
+         std::size_t num_return, const Ids& stop_ids, double repetition_penalty, const py::object& progress) {
+        const BeamOptions options{.beams = beams,
+                                  .max_new_tokens = max_new_tokens,
+                                  .min_new_tokens = min_new_tokens,
                                   .length_penalty = length_penalty,
                                   .early_stopping = early_stopping == "never" ? EarlyStopping::never
                                                     : early_stopping == "yes" ? EarlyStopping::yes
                                                                               : EarlyStopping::no,
-                                  .num_return = num_return, .stop_ids = stop_ids,
+                                  .num_return = num_return,
+                                  .stop_ids = stop_ids,
                                   .repetition_penalty = repetition_penalty};
         return beam_from(from, prompt, options, progress).hypotheses;
       },

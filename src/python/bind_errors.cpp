@@ -60,20 +60,20 @@ void translate(std::exception_ptr thrown) {
 
 void bind_errors(py::module_& m) {
   error = make(m, "Error", "Root of everything that modicum raises.", PyExc_Exception, nullptr);
-  invalid_argument = make(m, "InvalidArgument", "An argument that no input could make sense of.", error,
-                          PyExc_ValueError);
+  invalid_argument =
+      make(m, "InvalidArgument", "An argument that no input could make sense of.", error, PyExc_ValueError);
   io_error = make(m, "IoError", "A file or folder that cannot be read or written.", error, PyExc_OSError);
   format_error = make(m, "FormatError", "A file that is not what it says it is.", error, PyExc_ValueError);
   corrupt = make(m, "Corrupt", "A file whose checksum does not match its bytes.", format_error, nullptr);
-  fingerprint_mismatch = make(m, "FingerprintMismatch", "A knowledge cache that belongs to another model.", error,
-                              PyExc_ValueError);
-  context_overflow = make(m, "ContextOverflow", "More tokens than the model's context holds.", error,
-                          PyExc_ValueError);
-  out_of_memory = make(m, "OutOfMemory", "No memory, or no more than the bound that was set.", error,
-                       PyExc_MemoryError);
+  fingerprint_mismatch = make(m, "FingerprintMismatch", "A knowledge cache that belongs to another model.",
+                              error, PyExc_ValueError);
+  context_overflow =
+      make(m, "ContextOverflow", "More tokens than the model's context holds.", error, PyExc_ValueError);
+  out_of_memory =
+      make(m, "OutOfMemory", "No memory, or no more than the bound that was set.", error, PyExc_MemoryError);
   device_error = make(m, "DeviceError", "An accelerator that failed.", error, PyExc_RuntimeError);
-  unsupported = make(m, "Unsupported", "A valid input that this version does not handle; names the field.", error,
-                     PyExc_NotImplementedError);
+  unsupported = make(m, "Unsupported", "A valid input that this version does not handle; names the field.",
+                     error, PyExc_NotImplementedError);
   cancelled = make(m, "Cancelled", "A progress callback asked to stop.", error, PyExc_RuntimeError);
   py::register_exception_translator(&translate);
 }

@@ -14,7 +14,8 @@ PyBranch extend_one(const PyBranch& self, const Ids& ids, const py::object& prog
   return {self.model, self.tree, std::move(leaves.front())};
 }
 
-std::vector<PyBranch> extend_many(const std::vector<std::pair<PyBranch, Ids>>& pairs, const py::object& progress) {
+std::vector<PyBranch> extend_many(const std::vector<std::pair<PyBranch, Ids>>& pairs,
+                                  const py::object& progress) {
   if (pairs.empty()) return {};
   const Progress callback = python_progress(progress);
   const py::gil_scoped_release release;
@@ -74,12 +75,14 @@ void bind_config(py::module_& m) {
       .def_readonly("qkv_bias", &ModelConfig::qkv_bias)
       .def_readonly("qk_norm", &ModelConfig::qk_norm)
       .def_readonly("tie_word_embeddings", &ModelConfig::tie_word_embeddings)
-      .def_readonly("sliding_window", &ModelConfig::sliding_window, "Of each layer; 0 or an empty list: all keys.")
+      .def_readonly("sliding_window", &ModelConfig::sliding_window,
+                    "Of each layer; 0 or an empty list: all keys.")
       .def_readonly("eos_token_ids", &ModelConfig::eos_token_ids)
       .def_readonly("bos_token_id", &ModelConfig::bos_token_id)
       .def("__repr__", [](const ModelConfig& c) {
-        return "<modicum.ModelConfig " + c.model_type + ", " + std::to_string(c.num_hidden_layers) + " layers of " +
-               std::to_string(c.hidden_size) + ", vocabulary " + std::to_string(c.vocab_size) + ">";
+        return "<modicum.ModelConfig " + c.model_type + ", " + std::to_string(c.num_hidden_layers) +
+               " layers of " + std::to_string(c.hidden_size) + ", vocabulary " +
+               std::to_string(c.vocab_size) + ">";
       });
 }
 
@@ -87,7 +90,8 @@ void bind_config(py::module_& m) {
 
 void bind_model(py::module_& m) {
   bind_config(m);
-  py::class_<PyBranch>(m, "Branch", R"(A prefix that a model has read: a handle on a node of its tree of keys and values.
+  py::class_<PyBranch>(m, "Branch",
+                       R"(A prefix that a model has read: a handle on a node of its tree of keys and values.
 
 Extending shares the prefix, it copies nothing. When the last handle below a node goes, its memory returns at once.)")
       .def("extend", &extend_one, py::arg("ids"), py::kw_only(), py::arg("progress") = py::none(),
@@ -100,11 +104,13 @@ ContextOverflow
 InvalidArgument
     For no ids, or one outside the vocabulary.)")
       .def("logits", &branch_logits, "Logits of the token after this prefix: float32 [vocabulary].")
-      .def_property_readonly("tokens", [](const PyBranch& self) { return self.branch.tokens(); },
-                             "The token ids from the root to here.")
+      .def_property_readonly(
+          "tokens", [](const PyBranch& self) { return self.branch.tokens(); },
+          "The token ids from the root to here.")
       .def("__len__", [](const PyBranch& self) { return self.branch.size(); })
-      .def("__repr__",
-           [](const PyBranch& self) { return "<modicum.Branch of " + std::to_string(self.branch.size()) + " tokens>"; });
+      .def("__repr__", [](const PyBranch& self) {
+        return "<modicum.Branch of " + std::to_string(self.branch.size()) + " tokens>";
+      });
   m.def("extend", &extend_many, py::arg("extensions"), py::kw_only(), py::arg("progress") = py::none(),
         R"(Reads many branches at once: `extensions` is a list of (branch, ids), all of one tree.
 
@@ -118,34 +124,43 @@ Keys and values that branches share are read from memory once for all of them. R
       .def_property_readonly("path", [](const Model& self) { return self.checkpoint().directory().string(); })
       .def_property_readonly("dtype", [](const Model& self) { return name_of(self.transformer().dtype()); })
       .def_property_readonly("threads", [](const Model& self) { return self.transformer().pool().size(); })
-      .def_property_readonly("weight_bytes", [](const Model& self) {
-        std::uint64_t bytes = 0;
-        for (const auto& name : self.checkpoint().names()) bytes += self.checkpoint().info(name).bytes();
-        return bytes;
-      })
-      .def_property_readonly("parameters", [](const Model& self) {
-        std::uint64_t count = 0;
-        for (const auto& name : self.checkpoint().names()) {
-          std::uint64_t size = 1;
-          for (const auto extent : self.checkpoint().info(name).shape) size *= extent;
-          count += size;
-        }
-        return count;
-      })
+      .def_property_readonly("weight_bytes",
+                             [](const Model& self) {
+                               std::uint64_t bytes = 0;
+                               for (const auto& name : self.checkpoint().names())
+                                 bytes += self.checkpoint().info(name).bytes();
+                               return bytes;
+                             })
+      .def_property_readonly("parameters",
+                             [](const Model& self) {
+                               std::uint64_t count = 0;
+                               for (const auto& name : self.checkpoint().names()) {
+                                 std::uint64_t size = 1;
+                                 for (const auto extent : self.checkpoint().info(name).shape) size *= extent;
+                                 count += size;
+                               }
+                               return count;
+                             })
       .def_property_readonly("kv_bytes_per_token",
                              [](const Model& self) { return self.transformer().kv_shape().token_bytes(); })
-      .def_property_readonly("fingerprint", [](const Model& self) {
-        const py::gil_scoped_release release;
-        return self.fingerprint().weights;
-      })
+      .def_property_readonly("fingerprint",
+                             [](const Model& self) {
+                               const py::gil_scoped_release release;
+                               return self.fingerprint().weights;
+                             })
       .def("logits", &all_logits, py::arg("ids"), py::kw_only(), py::arg("progress") = py::none())
-      .def("tree", [](const Model& self, std::size_t max_kv_bytes) {
-        const KvTree tree = self.transformer().tree(max_kv_bytes);
-        return PyBranch{self, tree, tree.root()};
-      }, py::kw_only(), py::arg("max_kv_bytes") = 0);
+      .def(
+          "tree",
+          [](const Model& self, std::size_t max_kv_bytes) {
+            const KvTree tree = self.transformer().tree(max_kv_bytes);
+            return PyBranch{self, tree, tree.root()};
+          },
+          py::kw_only(), py::arg("max_kv_bytes") = 0);
 
-  m.def("active_isa", [] { return ops::name_of(ops::active_isa()); },
-        "The instruction set whose kernels run: plain, avx2, avx512, avx512bf16 or amx (MODICUM_ISA forces one).");
+  m.def(
+      "active_isa", [] { return ops::name_of(ops::active_isa()); },
+      "The instruction set whose kernels run: plain, avx2, avx512, avx512bf16 or amx (MODICUM_ISA forces "
+      "one).");
   m.def("supported_isas", [] {
     std::vector<std::string_view> names;
     for (const auto isa : ops::supported_isas()) names.push_back(ops::name_of(isa));

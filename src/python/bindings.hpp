@@ -2,15 +2,15 @@
 // What the parts of the extension share. Python's layer above it (python/modicum) is what users see.
 #pragma once
 
+#include <span>
+#include <string>
+#include <vector>
+
 #include <pybind11/functional.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <pybind11/stl/filesystem.h>
-
-#include <span>
-#include <string>
-#include <vector>
 
 #include <modicum/modicum.hpp>
 

@@ -4,7 +4,8 @@
 namespace modicum::python {
 
 Progress python_progress(const py::object& callback) {
-  // A handle, not an object: the callback is copied where the interpreter's lock is not held. The caller keeps it alive.
+  // A handle, not an object: the callback is copied where the interpreter's lock is not held. The caller
+  // keeps it alive.
   return [callback = py::handle(callback)](std::string_view stage, std::uint64_t done, std::uint64_t total) {
     const py::gil_scoped_acquire gil;
     if (PyErr_CheckSignals() != 0) throw py::error_already_set();
@@ -32,8 +33,12 @@ py::array_t<float> to_numpy(std::vector<float>&& values, std::size_t rows, std::
 
 SamplingOptions sampling_options(double temperature, std::size_t top_k, double top_p, double min_p,
                                  double repetition_penalty, std::uint64_t seed) {
-  return {.temperature = temperature, .top_k = top_k, .top_p = top_p, .min_p = min_p,
-          .repetition_penalty = repetition_penalty, .seed = seed};
+  return {.temperature = temperature,
+          .top_k = top_k,
+          .top_p = top_p,
+          .min_p = min_p,
+          .repetition_penalty = repetition_penalty,
+          .seed = seed};
 }
 
 }  // namespace modicum::python

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <modicum/tensor/dtype.hpp>
-
 #include <string>
 
 #include <modicum/base/error.hpp>
+#include <modicum/tensor/dtype.hpp>
 
 namespace modicum {
 
-std::size_t size_of(DType dtype) { return dtype == DType::f32 ? 4 : 2; }
+std::size_t size_of(DType dtype) {
+  return dtype == DType::f32 ? 4 : 2;
+}
 
 std::string_view name_of(DType dtype) {
   switch (dtype) {
@@ -35,7 +36,8 @@ f16 to_f16(float x) {
   if (magnitude > 0x7f800000u) return f16{static_cast<std::uint16_t>(sign | 0x7e00u)};
   if (magnitude >= 0x477ff000u) return f16{static_cast<std::uint16_t>(sign | 0x7c00u)};
   if (magnitude < 0x38800000u) {
-    // Adding 0.5 puts the lowest bit of a subnormal f16 (2^-24) at the lowest bit of the sum, rounded to even.
+    // Adding 0.5 puts the lowest bit of a subnormal f16 (2^-24) at the lowest bit of the sum, rounded to
+    // even.
     const float sum = std::bit_cast<float>(magnitude) + 0.5f;
     return f16{static_cast<std::uint16_t>(sign | (std::bit_cast<std::uint32_t>(sum) - 0x3f000000u))};
   }

@@ -89,7 +89,7 @@ TEST_CASE("the mode is as given, whatever the umask says") {
   ::umask(0);
   write_file(directory / "closed", "x", 0600);
   ::umask(old);
-  struct stat status {};
+  struct stat status{};
   REQUIRE(::stat((directory / "open").c_str(), &status) == 0);
   CHECK((status.st_mode & 0777) == 0666);
   REQUIRE(::stat((directory / "closed").c_str(), &status) == 0);

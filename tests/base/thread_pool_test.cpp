@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <modicum/base/thread_pool.hpp>
-
 #include <atomic>
 #include <stdexcept>
 #include <thread>
 #include <vector>
+
+#include <modicum/base/thread_pool.hpp>
 
 #include "support/catch.hpp"
 
@@ -31,7 +31,10 @@ TEST_CASE("many short loops in a row neither hang nor lose a task") {
 
 TEST_CASE("the first exception of a task reaches the caller and the pool lives on") {
   ThreadPool pool(3);
-  REQUIRE_THROWS_AS(pool.run(10, [](std::size_t i) { if (i == 7) throw std::runtime_error("seven"); }),
+  REQUIRE_THROWS_AS(pool.run(10,
+                             [](std::size_t i) {
+                               if (i == 7) throw std::runtime_error("seven");
+                             }),
                     std::runtime_error);
   std::atomic<int> runs{0};
   pool.run(10, [&](std::size_t) { runs.fetch_add(1); });

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <modicum/cag/citation.hpp>
-
 #include <string>
 #include <vector>
+
+#include <modicum/cag/citation.hpp>
 
 #include "support/catch.hpp"
 
@@ -18,7 +18,8 @@ struct Texts {
     prompt += "[" + name + "]\n";
     const std::size_t begin = prompt.size();
     prompt += text;
-    documents.push_back({.name = name, .source = "in/" + name, .hash = {}, .span = {begin, prompt.size(), 0, 0}});
+    documents.push_back(
+        {.name = name, .source = "in/" + name, .hash = {}, .span = {begin, prompt.size(), 0, 0}});
     prompt += "\n\n";
   }
 };
@@ -40,11 +41,15 @@ TEST_CASE("the quoted line is exactly the cited bytes of its document") {
 
 TEST_CASE("of several lines with the answer, the one that shares most with the question is cited") {
   Texts texts;
-  texts.add("hours.md", "## Library\nMonday: 9:00 to 17:00\nTuesday: 10:00 to 18:00\n## Archive\nMonday: 9:00 to 17:00\n");
-  const auto archive = cite(texts.prompt, texts.documents, "When is the archive open on Monday?", "9:00 to 17:00");
+  texts.add(
+      "hours.md",
+      "## Library\nMonday: 9:00 to 17:00\nTuesday: 10:00 to 18:00\n## Archive\nMonday: 9:00 to 17:00\n");
+  const auto archive =
+      cite(texts.prompt, texts.documents, "When is the archive open on Monday?", "9:00 to 17:00");
   REQUIRE(archive);
   REQUIRE(archive->line == 5);
-  const auto library = cite(texts.prompt, texts.documents, "When is the library open on Monday?", "9:00 to 17:00.");
+  const auto library =
+      cite(texts.prompt, texts.documents, "When is the library open on Monday?", "9:00 to 17:00.");
   REQUIRE(library);
   REQUIRE(library->line == 2);
 }

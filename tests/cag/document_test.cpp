@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <modicum/cag/document.hpp>
-
 #include <filesystem>
 
 #include <modicum/base/error.hpp>
+#include <modicum/cag/document.hpp>
 
 #include "base/temporary_directory.hpp"
 #include "support/catch.hpp"
@@ -53,7 +52,8 @@ TEST_CASE("an empty folder, a missing file and an empty document are refused") {
 
 TEST_CASE("text that is not UTF-8 is refused with the offset of its first bad byte") {
   const TemporaryDirectory folder;
-  const char* const bad[] = {"ab\xff", "ab\xc0\xaf", "ab\xed\xa0\x80", "ab\xf4\x90\x80\x80", "ab\xe2\x82", "ab\x80"};
+  const char* const bad[] = {"ab\xff",     "ab\xc0\xaf", "ab\xed\xa0\x80", "ab\xf4\x90\x80\x80",
+                             "ab\xe2\x82", "ab\x80"};
   for (const char* text : bad) {
     const auto path = folder.write("bad.txt", text);
     REQUIRE_THROWS_AS(read({path}), modicum::FormatError);
@@ -61,7 +61,9 @@ TEST_CASE("text that is not UTF-8 is refused with the offset of its first bad by
   }
   const auto nul = folder.write("nul.txt", std::string_view("ab\0c", 4));
   REQUIRE_THROWS_WITH(read({nul}), Catch::Contains("offset 2"));
-  const auto good = folder.write("good.txt", "\xef\xbb\xbf" "é語🙂\xf4\x8f\xbf\xbf");
+  const auto good = folder.write("good.txt",
+                                 "\xef\xbb\xbf"
+                                 "é語🙂\xf4\x8f\xbf\xbf");
   REQUIRE(read({good}).size() == 1);
 }
 

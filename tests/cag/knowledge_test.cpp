@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <modicum/cag/build.hpp>
-
-#include <sys/stat.h>
-
 #include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <thread>
+
+#include <sys/stat.h>
+
+#include <modicum/cag/build.hpp>
 
 #include "base/temporary_directory.hpp"
 #include "support/catch.hpp"
@@ -28,15 +28,16 @@ struct Desk {
     folder.write("documents/fees.md", kFees);
     folder.write("documents/hours.md", kHours);
   }
-  cag::Knowledge build(const Model& model, std::string_view name = "a.kv", const cag::BuildOptions& options = {},
-                       const Progress& progress = {}) const {
+  cag::Knowledge build(const Model& model, std::string_view name = "a.kv",
+                       const cag::BuildOptions& options = {}, const Progress& progress = {}) const {
     const std::vector<fs::path> sources{folder / "documents"};
     return cag::build(model, sources, folder / name, options, progress);
   }
   TemporaryDirectory folder;
 };
 
-std::vector<float> logits_after(const Model& model, const KvTree& tree, const Branch& from, std::span<const TokenId> ids) {
+std::vector<float> logits_after(const Model& model, const KvTree& tree, const Branch& from,
+                                std::span<const TokenId> ids) {
   const Extension extension{from, ids};
   const Branch leaf = model.transformer().extend(tree, {&extension, 1}).front();
   std::vector<float> logits(model.config().vocab_size);
@@ -50,7 +51,9 @@ std::size_t files_in(const fs::path& folder) {
 
 }  // namespace
 
-TEST_CASE("logits after documents and question are bit-identical cached and mapped, and computed without the cache") {
+TEST_CASE(
+    "logits after documents and question are bit-identical cached and mapped, and computed without the "
+    "cache") {
   const Desk desk;
   for (const DType dtype : {DType::f32, DType::bf16, DType::f16}) {
     const Model model = Model::load(desk.folder / "model", {.dtype = dtype, .threads = 2});
@@ -92,7 +95,8 @@ TEST_CASE("asking leaves the knowledge as it was, from several threads too") {
   std::vector<std::thread> threads;
   std::vector<cag::Answer> answers(4);
   for (cag::Answer& answer : answers) {
-    threads.emplace_back([&] { answer = knowledge.ask("What does the year card cost?", {.max_new_tokens = 8}); });
+    threads.emplace_back(
+        [&] { answer = knowledge.ask("What does the year card cost?", {.max_new_tokens = 8}); });
   }
   for (std::thread& thread : threads) thread.join();
   for (const cag::Answer& answer : answers) REQUIRE(answer.ids == first.ids);
@@ -118,7 +122,8 @@ TEST_CASE("truncated, grown, empty and foreign files are refused") {
   const Model model = Model::load(desk.folder / "model");
   desk.build(model);
   const std::string good = desk.folder.read("a.kv");
-  for (const std::size_t size : {std::size_t{0}, std::size_t{7}, std::size_t{4096}, good.size() / 2, good.size() - 1}) {
+  for (const std::size_t size :
+       {std::size_t{0}, std::size_t{7}, std::size_t{4096}, good.size() / 2, good.size() - 1}) {
     const auto path = desk.folder.write("bad.kv", good.substr(0, size));
     REQUIRE_THROWS_AS(cag::Knowledge::open(path, model), FormatError);
   }
@@ -197,7 +202,7 @@ TEST_CASE("a cache is private to its owner and the same inputs give the same byt
   desk.build(model);
   desk.build(model, "b.kv");
   REQUIRE(desk.folder.read("a.kv") == desk.folder.read("b.kv"));
-  struct stat info {};
+  struct stat info{};
   REQUIRE(::stat((desk.folder / "a.kv").c_str(), &info) == 0);
   REQUIRE((info.st_mode & 0777) == 0600);
 }

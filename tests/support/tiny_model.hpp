@@ -12,8 +12,10 @@
 
 #include "support/byte_tokenizer.hpp"
 
-/// Writes a Llama of two layers with random f32 weights and a byte tokenizer (vocabulary 258) into `directory`.
-inline void write_tiny_model(const std::filesystem::path& directory, std::uint32_t seed = 1, int context = 512) {
+/// Writes a Llama of two layers with random f32 weights and a byte tokenizer (vocabulary 258) into
+/// `directory`.
+inline void write_tiny_model(const std::filesystem::path& directory, std::uint32_t seed = 1,
+                             int context = 512) {
   std::filesystem::create_directories(directory);
   std::ofstream(directory / "config.json")
       << R"({"model_type":"llama","hidden_size":32,"intermediate_size":48,"num_hidden_layers":2,)"

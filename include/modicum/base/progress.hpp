@@ -14,7 +14,8 @@ namespace modicum {
 using Progress = std::function<bool(std::string_view stage, std::uint64_t done, std::uint64_t total)>;
 
 /// Reports to `progress` if there is one and throws `Cancelled` when it asks to stop.
-inline void report(const Progress& progress, std::string_view stage, std::uint64_t done, std::uint64_t total) {
+inline void report(const Progress& progress, std::string_view stage, std::uint64_t done,
+                   std::uint64_t total) {
   if (progress && !progress(stage, done, total)) {
     fail<Cancelled>({.op = stage, .what = "stopped by the caller"});
   }

@@ -11,7 +11,8 @@ namespace modicum {
 /// depend on it; every kernel here computes a row in one fixed order, whoever computes it.
 class ThreadPool {
  public:
-  /// `threads` counts the caller; 0 means the processors that this process may use (affinity and cgroup quota).
+  /// `threads` counts the caller; 0 means the processors that this process may use (affinity and cgroup
+  /// quota).
   explicit ThreadPool(std::size_t threads = 0);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
@@ -19,8 +20,9 @@ class ThreadPool {
 
   std::size_t size() const noexcept;
 
-  /// Calls `task(i)` once for each i < count, over all threads, and returns when all are done. The first exception
-  /// is rethrown here. Calls from several threads take turns; a call from inside a task runs in that task alone.
+  /// Calls `task(i)` once for each i < count, over all threads, and returns when all are done. The first
+  /// exception is rethrown here. Calls from several threads take turns; a call from inside a task runs in
+  /// that task alone.
   void run(std::size_t count, const std::function<void(std::size_t)>& task);
 
  private:

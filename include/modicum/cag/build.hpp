@@ -17,12 +17,14 @@ struct BuildOptions {
   std::size_t reserve = 64;
 };
 
-/// Reads the documents once and writes what the model keeps of them to `path`: one causal pass, exact. A file that was
-/// there stays until the new one is whole, and processes that have it open keep it.
+/// Reads the documents once and writes what the model keeps of them to `path`: one causal pass, exact. A file
+/// that was there stays until the new one is whole, and processes that have it open keep it.
 ///
-/// Throws before any work: what `read_documents` throws, `ContextOverflow` with both counts and each document's share, and
-/// `IoError` where `path` cannot be written or the disk is too full. `Cancelled` leaves nothing behind.
-Knowledge build(const Model& model, std::span<const std::filesystem::path> sources, const std::filesystem::path& path,
-                const BuildOptions& options = {}, const Progress& progress = {});
+/// Throws before any work: what `read_documents` throws, `ContextOverflow` with both counts and each
+/// document's share, and `IoError` where `path` cannot be written or the disk is too full. `Cancelled` leaves
+/// nothing behind.
+Knowledge build(const Model& model, std::span<const std::filesystem::path> sources,
+                const std::filesystem::path& path, const BuildOptions& options = {},
+                const Progress& progress = {});
 
 }  // namespace modicum::cag

@@ -20,9 +20,10 @@ struct Citation {
   std::string quote;     ///< the line: exactly those bytes
 };
 
-/// The line of the documents that holds `answer` literally (but for the case of ASCII letters, surrounding white space and
-/// a final full stop). Where several do, the one that shares most with the question, rare words counting more; words of the
-/// heading above it and of the document's name count half. Empty where no line does.
+/// The line of the documents that holds `answer` literally (but for the case of ASCII letters, surrounding
+/// white space and a final full stop). Where several do, the one that shares most with the question, rare
+/// words counting more; words of the heading above it and of the document's name count half. Empty where no
+/// line does.
 std::optional<Citation> cite(std::string_view prompt, std::span<const KnownDocument> documents,
                              std::string_view question, std::string_view answer);
 

@@ -15,11 +15,11 @@ struct Document {
   std::string text;    ///< the file's bytes, UTF-8; a byte order mark is part of them
 };
 
-/// Reads text (.txt) and markdown (.md, .markdown) files, and folders of them in full depth, sorted by name within
-/// each source; entries whose name begins with '.' are left out. A file that is named itself may have any suffix.
-/// Throws `IoError` for what is not there or cannot be read; `Unsupported` that lists files of other kinds in a folder;
-/// `FormatError` with the byte offset for text that is not UTF-8 or holds a NUL; `InvalidArgument` for no document at
-/// all, an empty one, and two of one name.
+/// Reads text (.txt) and markdown (.md, .markdown) files, and folders of them in full depth, sorted by name
+/// within each source; entries whose name begins with '.' are left out. A file that is named itself may have
+/// any suffix. Throws `IoError` for what is not there or cannot be read; `Unsupported` that lists files of
+/// other kinds in a folder; `FormatError` with the byte offset for text that is not UTF-8 or holds a NUL;
+/// `InvalidArgument` for no document at all, an empty one, and two of one name.
 std::vector<Document> read_documents(std::span<const std::filesystem::path> sources);
 
 }  // namespace modicum::cag

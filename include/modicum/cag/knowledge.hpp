@@ -17,11 +17,11 @@ namespace modicum::cag {
 
 /// What an answer took.
 struct Cost {
-  std::size_t cached_tokens = 0;   ///< read from the file, not computed
+  std::size_t cached_tokens = 0;  ///< read from the file, not computed
   std::size_t question_tokens = 0;
   std::size_t new_tokens = 0;
-  double prefill_seconds = 0;      ///< reading the question
-  double decode_seconds = 0;       ///< writing the answer
+  double prefill_seconds = 0;  ///< reading the question
+  double decode_seconds = 0;   ///< writing the answer
 };
 
 struct Answer {
@@ -39,20 +39,22 @@ struct AskOptions {
   std::vector<std::string> stop = {};
 };
 
-/// Documents that a model has read once, mapped from a knowledge file. Immutable and shared by copies; questions may come
-/// from several threads, each branches from the end of the documents and leaves nothing behind (cache-augmented
-/// generation, Chan et al. 2024, arXiv:2412.15605).
+/// Documents that a model has read once, mapped from a knowledge file. Immutable and shared by copies;
+/// questions may come from several threads, each branches from the end of the documents and leaves nothing
+/// behind (cache-augmented generation, Chan et al. 2024, arXiv:2412.15605).
 class Knowledge {
  public:
-  /// Maps the file and checks it (see KnowledgeFile::open) and that it belongs to `model`: throws `FingerprintMismatch`
-  /// naming what differs.
+  /// Maps the file and checks it (see KnowledgeFile::open) and that it belongs to `model`: throws
+  /// `FingerprintMismatch` naming what differs.
   static Knowledge open(const std::filesystem::path& path, const Model& model);
 
-  /// Answers from the documents. Throws `ContextOverflow` with both counts before any work where documents, question and
-  /// `max_new_tokens` do not fit, and `InvalidArgument` for an empty question.
-  Answer ask(std::string_view question, const AskOptions& options = {}, const TokenCallback& callback = {}) const;
+  /// Answers from the documents. Throws `ContextOverflow` with both counts before any work where documents,
+  /// question and `max_new_tokens` do not fit, and `InvalidArgument` for an empty question.
+  Answer ask(std::string_view question, const AskOptions& options = {},
+             const TokenCallback& callback = {}) const;
 
-  /// The branch at the end of the documents, of `tree()`: extend it with `question_ids`, or with anything else.
+  /// The branch at the end of the documents, of `tree()`: extend it with `question_ids`, or with anything
+  /// else.
   const Branch& branch() const noexcept { return state_->trunk; }
   const KvTree& tree() const noexcept { return state_->tree; }
   /// The tokens that follow the documents for this question, up to where the answer begins.

@@ -29,7 +29,8 @@ struct KnownDocument {
   DocumentSpan span;
 };
 
-/// Everything in a knowledge file but its arrays: the JSON under the key "manifest" of the safetensors metadata.
+/// Everything in a knowledge file but its arrays: the JSON under the key "manifest" of the safetensors
+/// metadata.
 struct Manifest {
   ModelFingerprint fingerprint;
   std::string model_type;
@@ -47,21 +48,19 @@ struct Manifest {
   static Manifest parse(std::string_view json, const std::string& file_name);
 };
 
-/// A knowledge cache on disk, version 1: a safetensors file that any tool can list, data aligned to 4096 bytes, mode
-/// 0600. Tensors, in order:
+/// A knowledge cache on disk, version 1: a safetensors file that any tool can list, data aligned to 4096
+/// bytes, mode 0600. Tensors, in order:
 ///
-///   k, v        [layers, tokens, kv_heads, head_dim]  keys (rotated from the first token) and values, model's dtype
-///   hidden      F32 [hidden_size]  the model's output at the last token
-///   token_ids   I32 [tokens]
-///   token_bytes U64 [tokens]       where each begins in `prompt`
-///   checksums   U64 [blocks]       XXH3-64 of each MiB of the data before it
-///   prompt      U8 [bytes]         the text that was read
-///   seal        U8 [16]            XXH3-128 of the header, `checksums` and `prompt`
+///   k, v        [layers, tokens, kv_heads, head_dim]  keys (rotated from the first token) and values,
+///   model's dtype hidden      F32 [hidden_size]  the model's output at the last token token_ids   I32
+///   [tokens] token_bytes U64 [tokens]       where each begins in `prompt` checksums   U64 [blocks] XXH3-64
+///   of each MiB of the data before it prompt      U8 [bytes]         the text that was read seal        U8
+///   [16]            XXH3-128 of the header, `checksums` and `prompt`
 class KnowledgeFile {
  public:
-  /// Maps and checks: format, version, manifest, that every array has the size that the manifest says, the seal and
-  /// every checksum (about 0.1 s per GB that is in memory, spread over `pool`). Throws `IoError`, `FormatError`,
-  /// `Corrupt`.
+  /// Maps and checks: format, version, manifest, that every array has the size that the manifest says, the
+  /// seal and every checksum (about 0.1 s per GB that is in memory, spread over `pool`). Throws `IoError`,
+  /// `FormatError`, `Corrupt`.
   static KnowledgeFile open(const std::filesystem::path& path, ThreadPool& pool);
 
   const Manifest& manifest() const noexcept { return manifest_; }
@@ -87,7 +86,8 @@ class KnowledgeFile {
   std::vector<float> hidden_;
 };
 
-/// Writes a knowledge file whole or not at all. `leaf` is the branch that has read `prompt.ids` from the root.
+/// Writes a knowledge file whole or not at all. `leaf` is the branch that has read `prompt.ids` from the
+/// root.
 void write_knowledge(const std::filesystem::path& path, const Manifest& manifest, const SharedPrompt& prompt,
                      const Branch& leaf);
 

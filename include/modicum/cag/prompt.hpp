@@ -15,8 +15,8 @@ namespace modicum::cag {
 /// What the model is told before the documents, unless the caller says otherwise.
 inline constexpr std::string_view kInstruction = "Answer briefly, from the documents below only.";
 
-/// A chat template rendered once around two places, for the documents and for the question. The default serves models
-/// without a template.
+/// A chat template rendered once around two places, for the documents and for the question. The default
+/// serves models without a template.
 struct PromptFormat {
   std::string before_documents = std::string(kInstruction) + "\n\n";
   std::string before_question = "\nQuestion: ";
@@ -36,13 +36,14 @@ struct DocumentSpan {
 
 /// The part of a prompt that comes before every question, as text and tokens.
 ///
-/// A question's first characters could merge with the last ones of this part into other tokens. So the part ends where
-/// no question changes it (tried with questions that begin in many ways), and each question is tokenized together with
-/// the text from `resume_byte` on, the last place before the question where tokenization starts afresh.
+/// A question's first characters could merge with the last ones of this part into other tokens. So the part
+/// ends where no question changes it (tried with questions that begin in many ways), and each question is
+/// tokenized together with the text from `resume_byte` on, the last place before the question where
+/// tokenization starts afresh.
 struct SharedPrompt {
-  std::string text;                   ///< before_documents, the documents, before_question
+  std::string text;  ///< before_documents, the documents, before_question
   std::vector<TokenId> ids;
-  std::vector<std::size_t> begins;    ///< of each token, the byte of `text`
+  std::vector<std::size_t> begins;  ///< of each token, the byte of `text`
   std::vector<DocumentSpan> documents;
   std::size_t resume_byte = 0;
   std::size_t resume_token = 0;
@@ -52,10 +53,12 @@ struct SharedPrompt {
 SharedPrompt make_shared_prompt(const Tokenizer& tokenizer, const PromptFormat& format,
                                 std::span<const Document> documents);
 
-/// The tokens of a question after the shared part: surrounding white space is left out. `resume_text` is the shared
-/// text from `resume_byte` on and `resume_ids` the shared ids from `resume_token` on. Throws `InvalidArgument` for an
-/// empty question, one that is not UTF-8, and one whose beginning would change the shared tokens.
-std::vector<TokenId> question_ids(const Tokenizer& tokenizer, const PromptFormat& format, std::string_view resume_text,
-                                  bool from_start, std::span<const TokenId> resume_ids, std::string_view question);
+/// The tokens of a question after the shared part: surrounding white space is left out. `resume_text` is the
+/// shared text from `resume_byte` on and `resume_ids` the shared ids from `resume_token` on. Throws
+/// `InvalidArgument` for an empty question, one that is not UTF-8, and one whose beginning would change the
+/// shared tokens.
+std::vector<TokenId> question_ids(const Tokenizer& tokenizer, const PromptFormat& format,
+                                  std::string_view resume_text, bool from_start,
+                                  std::span<const TokenId> resume_ids, std::string_view question);
 
 }  // namespace modicum::cag

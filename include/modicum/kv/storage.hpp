@@ -23,8 +23,8 @@ struct KvShape {
   bool operator==(const KvShape&) const = default;
 };
 
-/// Rows of keys and values somewhere in memory: row r of layer l lies at k + l · layer_stride + r · row_bytes, likewise
-/// v. Read-only unless it belongs to a growing tail.
+/// Rows of keys and values somewhere in memory: row r of layer l lies at k + l · layer_stride + r ·
+/// row_bytes, likewise v. Read-only unless it belongs to a growing tail.
 struct KvSegment {
   std::byte* k = nullptr;
   std::byte* v = nullptr;
@@ -40,7 +40,8 @@ struct SlotRun {
   std::uint32_t count = 0;
 };
 
-/// Memory for the growing part of a tree: hands out rows, in as few runs as it can, and takes them back at once.
+/// Memory for the growing part of a tree: hands out rows, in as few runs as it can, and takes them back at
+/// once.
 template <class S>
 concept KvStorage = requires(S storage, const S fixed, std::size_t rows, const SlotRun& run) {
   { storage.allocate(rows) } -> std::same_as<std::vector<SlotRun>>;

@@ -21,9 +21,10 @@ namespace modicum {
 
 /// What a model has read so far, as a prefix tree of keys and values over a storage.
 ///
-/// A node is a run of consecutive tokens. A `Branch` is a counted handle on a node; when the last handle below a node
-/// goes, its rows return to the storage at once. Nothing is ever copied in order to branch, and going back is dropping
-/// a handle. Handles may be copied and dropped on any thread; a node's tokens never change once it is there.
+/// A node is a run of consecutive tokens. A `Branch` is a counted handle on a node; when the last handle
+/// below a node goes, its rows return to the storage at once. Nothing is ever copied in order to branch, and
+/// going back is dropping a handle. Handles may be copied and dropped on any thread; a node's tokens never
+/// change once it is there.
 template <KvStorage Storage>
 class Tree {
  public:
@@ -36,8 +37,8 @@ class Tree {
   /// The handle on the empty path.
   Branch root() const { return Branch(state_, state_->root); }
 
-  /// A new node below `parent` for `tokens`, whose rows are still to be written (`write_row`). Throws `OutOfMemory` and
-  /// leaves the tree as it was.
+  /// A new node below `parent` for `tokens`, whose rows are still to be written (`write_row`). Throws
+  /// `OutOfMemory` and leaves the tree as it was.
   Branch grow(const Branch& parent, std::span<const TokenId> tokens) const {
     require_own(parent);
     auto node = std::make_unique<Node>();
@@ -55,14 +56,16 @@ class Tree {
     return Branch(state_, node.release());
   }
 
-  /// A new node below `parent` whose keys and values lie in memory that somebody else owns, read-only. Its keys count
-  /// their rotation from its own first token, so the same segment serves below any parent. `segment` has a row for each
-  /// of `tokens`; `hidden` is the model's output at the last of them.
-  Branch mount(const Branch& parent, std::span<const TokenId> tokens, std::shared_ptr<const KvSegment> segment,
-               std::vector<float> hidden = {}) const {
+  /// A new node below `parent` whose keys and values lie in memory that somebody else owns, read-only. Its
+  /// keys count their rotation from its own first token, so the same segment serves below any parent.
+  /// `segment` has a row for each of `tokens`; `hidden` is the model's output at the last of them.
+  Branch mount(const Branch& parent, std::span<const TokenId> tokens,
+               std::shared_ptr<const KvSegment> segment, std::vector<float> hidden = {}) const {
     require_own(parent);
     if (segment == nullptr || segment->rows != tokens.size()) {
-      fail({.op = "tree.mount", .what = "segment", .expected = std::to_string(tokens.size()) + " rows",
+      fail({.op = "tree.mount",
+            .what = "segment",
+            .expected = std::to_string(tokens.size()) + " rows",
             .got = std::to_string(segment == nullptr ? 0 : segment->rows)});
     }
     auto node = std::make_unique<Node>();
@@ -92,7 +95,7 @@ class Tree {
     std::size_t references = 0;  ///< handles and children
     std::size_t end = 0;         ///< tokens from the root to the end of this node
     std::vector<TokenId> tokens;
-    std::vector<SlotRun> rows;   ///< of the storage, where the node owns its rows
+    std::vector<SlotRun> rows;  ///< of the storage, where the node owns its rows
     std::shared_ptr<const KvSegment> mounted;
     std::vector<float> hidden;
     std::vector<ops::KeyTile> complete;  ///< key tiles that are filled within this node, in order
@@ -126,21 +129,30 @@ class Tree {
     Node* root = nullptr;
   };
 
-  static ops::KeyRun key_run(const KvSegment& segment, std::uint32_t first, std::uint32_t count, std::size_t origin) {
-    return {.k = segment.k, .v = segment.v, .layer_stride = segment.layer_stride, .origin = origin, .count = count,
+  static ops::KeyRun key_run(const KvSegment& segment, std::uint32_t first, std::uint32_t count,
+                             std::size_t origin) {
+    return {.k = segment.k,
+            .v = segment.v,
+            .layer_stride = segment.layer_stride,
+            .origin = origin,
+            .count = count,
             .first = first};
   }
 
   void require_own(const Branch& branch) const {
     if (!owns(branch)) {
-      fail({.op = "tree", .what = "branch", .expected = "one of this tree", .got = "one of another tree",
+      fail({.op = "tree",
+            .what = "branch",
+            .expected = "one of this tree",
+            .got = "one of another tree",
             .todo = "extend it with the model that made it"});
     }
   }
 
-  /// Fills the parts of `node` that describe it: position, tokens and key tiles, the first of which may begin in
-  /// nodes above.
-  static void attach(Node& node, Node* parent, std::span<const TokenId> tokens, std::span<const ops::KeyRun> runs) {
+  /// Fills the parts of `node` that describe it: position, tokens and key tiles, the first of which may begin
+  /// in nodes above.
+  static void attach(Node& node, Node* parent, std::span<const TokenId> tokens,
+                     std::span<const ops::KeyRun> runs) {
     node.parent = parent;
     node.references = 1;
     node.end = parent->end + tokens.size();
@@ -221,12 +233,13 @@ class Tree<Storage>::Branch {
   std::span<const float> hidden() const noexcept { return node_->hidden; }
   void set_hidden(std::vector<float> hidden) const { node_->hidden = std::move(hidden); }
 
-  /// Where layer `layer`'s key and value rows of token `i` of this node are to be written. The node must own its rows.
+  /// Where layer `layer`'s key and value rows of token `i` of this node are to be written. The node must own
+  /// its rows.
   std::pair<std::byte*, std::byte*> write_row(std::size_t layer, std::size_t i) const {
     for (const SlotRun& run : node_->rows) {
       if (i < run.count) {
-        const std::size_t at = layer * run.segment->layer_stride +
-                               (run.first + i) * state_->storage.shape().row_bytes();
+        const std::size_t at =
+            layer * run.segment->layer_stride + (run.first + i) * state_->storage.shape().row_bytes();
         return {run.segment->k + at, run.segment->v + at};
       }
       i -= run.count;

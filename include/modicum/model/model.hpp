@@ -27,7 +27,8 @@ struct ModelFingerprint {
   bool operator==(const ModelFingerprint&) const = default;
 };
 
-/// A Hugging Face directory, ready to run: its checkpoint (mapped), transformer and tokenizer. Copies share everything.
+/// A Hugging Face directory, ready to run: its checkpoint (mapped), transformer and tokenizer. Copies share
+/// everything.
 class Model {
  public:
   /// Throws `IoError`, `FormatError` or `Unsupported` that name the file and field.

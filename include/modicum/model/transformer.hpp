@@ -22,12 +22,13 @@ struct Extension {
   std::span<const TokenId> tokens;
 };
 
-/// The forward pass of a decoder-only transformer of the Llama kind over a tree of keys and values. `extend` is the only
-/// way to run it: prefill, decoding, a beam step and a speculated subtree differ in their extensions alone.
+/// The forward pass of a decoder-only transformer of the Llama kind over a tree of keys and values. `extend`
+/// is the only way to run it: prefill, decoding, a beam step and a speculated subtree differ in their
+/// extensions alone.
 ///
-/// A token's result is bit-identical whatever else is in the batch, however its prefix was split into extensions or
-/// mapped from a file, and whatever the number of threads (for one instruction set). Safe to call from several threads,
-/// which take turns.
+/// A token's result is bit-identical whatever else is in the batch, however its prefix was split into
+/// extensions or mapped from a file, and whatever the number of threads (for one instruction set). Safe to
+/// call from several threads, which take turns.
 class Transformer {
  public:
   Transformer(ModelConfig config, ModelWeights weights, std::size_t threads = 0);
@@ -42,11 +43,12 @@ class Transformer {
   KvTree tree(std::size_t max_kv_bytes = 0) const;
 
   /// Reads every extension and returns its new leaf, in order. Where `all_hidden` is given, it becomes
-  /// [all tokens of all extensions, hidden_size]: the model's output at each, before the head. Throws `ContextOverflow`
-  /// before any work where a path would be longer than max_position_embeddings, `InvalidArgument` for a token outside
-  /// the vocabulary or an empty extension, `OutOfMemory`, and `Cancelled`; the tree is then as it was.
-  std::vector<Branch> extend(const KvTree& tree, std::span<const Extension> extensions, Matrix* all_hidden = nullptr,
-                             const Progress& progress = {}) const;
+  /// [all tokens of all extensions, hidden_size]: the model's output at each, before the head. Throws
+  /// `ContextOverflow` before any work where a path would be longer than max_position_embeddings,
+  /// `InvalidArgument` for a token outside the vocabulary or an empty extension, `OutOfMemory`, and
+  /// `Cancelled`; the tree is then as it was.
+  std::vector<Branch> extend(const KvTree& tree, std::span<const Extension> extensions,
+                             Matrix* all_hidden = nullptr, const Progress& progress = {}) const;
 
   /// Logits, f32 [branches, vocab_size], of the token after each branch. Throws `InvalidArgument` for a root.
   void logits(std::span<const Branch> branches, std::span<float> out) const;

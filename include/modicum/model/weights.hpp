@@ -28,8 +28,8 @@ struct LayerWeights {
   LinearWeights gate, up, down;
 };
 
-/// A checkpoint's tensors by their role. Matrices are views into the mapped files, or into memory of their own where
-/// another dtype was asked for; vectors are copied to f32.
+/// A checkpoint's tensors by their role. Matrices are views into the mapped files, or into memory of their
+/// own where another dtype was asked for; vectors are copied to f32.
 struct ModelWeights {
   DType dtype = DType::f32;  ///< of every matrix
   WeightView embedding;      ///< [vocab_size, hidden_size]
@@ -38,9 +38,9 @@ struct ModelWeights {
   std::vector<LayerWeights> layers;
   std::shared_ptr<const void> owner;  ///< mapped files and converted copies
 
-  /// `dtype` empty: the one in which the first layer's matrices are stored. Throws `FormatError` for a tensor that is
-  /// missing, has another shape, or that a model of this configuration does not have (leaving it out would answer from
-  /// the wrong model).
+  /// `dtype` empty: the one in which the first layer's matrices are stored. Throws `FormatError` for a tensor
+  /// that is missing, has another shape, or that a model of this configuration does not have (leaving it out
+  /// would answer from the wrong model).
   static ModelWeights load(const Checkpoint& checkpoint, std::optional<DType> dtype = std::nullopt);
 };
 

@@ -27,9 +27,13 @@ struct f16 {
   std::uint16_t bits = 0;
 };
 
-inline float to_f32(float x) { return x; }
+inline float to_f32(float x) {
+  return x;
+}
 
-inline float to_f32(bf16 x) { return std::bit_cast<float>(static_cast<std::uint32_t>(x.bits) << 16); }
+inline float to_f32(bf16 x) {
+  return std::bit_cast<float>(static_cast<std::uint32_t>(x.bits) << 16);
+}
 
 inline float to_f32(f16 x) {
   const std::uint32_t sign = static_cast<std::uint32_t>(x.bits & 0x8000u) << 16;
@@ -65,8 +69,8 @@ inline f16 from_f32<f16>(float x) {
   return to_f16(x);
 }
 
-/// Calls `f` with a value of the element type that `dtype` names: the one place where a run-time dtype becomes a
-/// template argument.
+/// Calls `f` with a value of the element type that `dtype` names: the one place where a run-time dtype
+/// becomes a template argument.
 template <class F>
 decltype(auto) dispatch(DType dtype, F&& f) {
   switch (dtype) {
