@@ -70,9 +70,13 @@ inline float penalised(float score, std::size_t length, double penalty) {
   return score / static_cast<float>(std::pow(static_cast<double>(length), penalty));
 }
 
-/// All beams best first; unfinished places have `finished` false.
-inline std::vector<Beam> beam_search(const toy::HashModel& model, const std::vector<TokenId>& prompt,
-                                     const BeamOptions& o) {
+struct Outcome {
+  std::vector<Beam> beams;  ///< best first; unfinished places have `finished` false
+  std::size_t steps;        ///< tokens that were chosen on each beam until the search ended
+};
+
+inline Outcome beam_search(const toy::HashModel& model, const std::vector<TokenId>& prompt,
+                           const BeamOptions& o) {
   std::vector<Beam> running(o.beams), finished(o.beams);
   running[0].score = 0.0f;
   bool improvable = true;
@@ -114,7 +118,7 @@ inline std::vector<Beam> beam_search(const toy::HashModel& model, const std::vec
                    return possible > (beam.finished ? least : -1e9f);
                  });
     if (!improvable || (full && o.early_stopping == EarlyStopping::yes) || all_hit) {
-      return finished;
+      return {finished, length};
     }
   }
 }

@@ -26,12 +26,18 @@ modicum::BeamResult search(const std::vector<TokenId>& prompt, const BeamOptions
 
 void check_equals_reference(const std::vector<TokenId>& prompt, const BeamOptions& options,
                             std::size_t vocabulary) {
-  const auto result = search(prompt, options, vocabulary);
+  std::uint64_t steps = 0;
+  const auto count = [&](std::string_view, std::uint64_t done, std::uint64_t) {
+    steps = done;
+    return true;
+  };
+  const auto result = search(prompt, options, vocabulary, count);
   const auto expected = reference::beam_search({vocabulary}, prompt, options);
+  REQUIRE(steps == expected.steps);
   REQUIRE(result.hypotheses.size() == options.num_return);
   for (std::size_t i = 0; i < options.num_return; ++i) {
-    REQUIRE(result.hypotheses[i].ids == expected[i].ids);
-    REQUIRE(result.hypotheses[i].score == expected[i].score);
+    REQUIRE(result.hypotheses[i].ids == expected.beams[i].ids);
+    REQUIRE(result.hypotheses[i].score == expected.beams[i].score);
   }
 }
 

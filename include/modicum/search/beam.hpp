@@ -257,18 +257,18 @@ BeamResult greedy(M& model, typename M::State start, std::span<const float> star
     report(progress, "beam", ++length, options.max_new_tokens);
     return true;
   };
-  auto greedy = generate(model, std::move(start), start_logits, prompt,
+  auto result = generate(model, std::move(start), start_logits, prompt,
                          {.max_new_tokens = options.max_new_tokens,
                           .min_new_tokens = options.min_new_tokens,
                           .stop_ids = options.stop_ids,
                           .sampling = {.repetition_penalty = options.repetition_penalty}},
                          nullptr, on_token);
   float sum = 0.0f;
-  for (const float log_probability : greedy.log_probabilities) {
+  for (const float log_probability : result.log_probabilities) {
     sum += log_probability;
   }
-  const float score = length_normalised(sum, greedy.ids.size(), options.length_penalty);
-  return {{{std::move(greedy.ids), score, greedy.finish_reason}}};
+  const float score = length_normalised(sum, result.ids.size(), options.length_penalty);
+  return {{{std::move(result.ids), score, result.finish_reason}}};
 }
 
 }  // namespace detail
