@@ -6,7 +6,8 @@ cd "$(dirname "$0")/.."
 
 need_debian g++ libpcre2-dev libxxhash-dev python3-dev python3-venv
 need_venv
-step 'Building and installing modicum' pip install -q --no-build-isolation --config-settings build-dir=build/quickstart .
+step 'Building and installing modicum' pip install -q --no-build-isolation \
+  --config-settings build-dir=build/quickstart .
 printf '\n'
 modicum demo
 printf '\nAsk something yourself: .venv/bin/modicum --help\n'

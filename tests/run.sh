@@ -26,7 +26,8 @@ ctest --preset dev -j "$CMAKE_BUILD_PARALLEL_LEVEL" --timeout 1800 --no-tests=er
 printf '\n'
 # By itself first: the version decides which build of it pip takes.
 step 'Installing torch' pip install -q torch==2.13.0
-step 'Building and installing the Python package' pip install -q --no-build-isolation --config-settings build-dir=build/tests '.[test]'
+step 'Building and installing the Python package' pip install -q --no-build-isolation \
+  --config-settings build-dir=build/tests '.[test]'
 
 printf '\nPython tests\n'
 python -m pytest -q --junitxml="$results/pytest.xml" </dev/null || failed=1
