@@ -143,7 +143,9 @@ def test_processors_act_as_in_transformers(random_model: Pair, options: dict[str
     tally = Tally()
     for prompt, beams in itertools.product(random_model.prompts, (2, 3, 6)):
         stops = likely_stops(random_model, prompt)
-        tally.compare(random_model, prompt, stops, beams=beams, num_return=beams, max_new_tokens=17, **options)
+        tally.compare(
+            random_model, prompt, stops, beams=beams, num_return=beams, max_new_tokens=17, **options
+        )
     tally.check()
 
 
@@ -151,7 +153,8 @@ def test_the_models_own_stop_tokens_are_the_default(stored_model: Pair) -> None:
     prompt = stored_model.prompts[0]
     own = stored_model.ours.config.eos_token_ids
     default = stored_model.ours.beam_search(prompt, beams=3, max_new_tokens=40)
-    assert default[0].ids == stored_model.ours.beam_search(prompt, beams=3, max_new_tokens=40, stop_ids=own)[0].ids
+    named = stored_model.ours.beam_search(prompt, beams=3, max_new_tokens=40, stop_ids=own)
+    assert default[0].ids == named[0].ids
 
 
 def test_hypotheses_carry_their_text(stored_model: Pair) -> None:
@@ -163,7 +166,13 @@ def test_hypotheses_carry_their_text(stored_model: Pair) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"beams": 0}, {"beams": 2, "num_return": 3}, {"max_new_tokens": 0}, {"stop_ids": [10**6]}, {"early_stopping": "x"}],
+    [
+        {"beams": 0},
+        {"beams": 2, "num_return": 3},
+        {"max_new_tokens": 0},
+        {"stop_ids": [10**6]},
+        {"early_stopping": "x"},
+    ],
 )
 def test_options_that_make_no_sense_are_value_errors(random_model: Pair, options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="expected"):
