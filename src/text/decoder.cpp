@@ -154,10 +154,11 @@ class StripStage : public DecodeSink {
 
   void text(std::string_view part) override {
     held_ += part;
-    while (at_front_ < start_ && held_.starts_with(content_)) {
-      held_.erase(0, content_.size());
-      ++at_front_;
+    std::size_t front = 0;
+    for (; at_front_ < start_ && std::string_view(held_).substr(front).starts_with(content_); ++at_front_) {
+      front += content_.size();
     }
+    held_.erase(0, front);
     if (!held_.empty()) at_front_ = start_;
     // Copies at the end may yet have to go.
     std::size_t kept = held_.size();
@@ -293,7 +294,7 @@ void parse(const Json& json, int depth, DecoderChain& chain) {
   const Component part(json, "decoder", depth);
   const JsonFields& fields = part.fields();
   const std::string& type = part.type();
-  constexpr std::uint64_t kMost = 1 << 20;
+  constexpr std::uint64_t kMost = 1 << 12;  // bounds the work for each token
   if (type == "Sequence") {
     for (const Json& step : part.list("decoders")) parse(step, depth + 1, chain);
   } else if (type == "ByteLevel") {
