@@ -70,44 +70,68 @@ std::string byte_tokens() {
   return vocabulary;
 }
 
-const std::vector<Tokenizer>& tokenizers() {
-  static const std::vector<Tokenizer> all = [] {
-    const std::string added =
-        R"("added_tokens":[
-          {"id":300,"content":"<s>","single_word":false,"lstrip":true,"rstrip":true,"normalized":false,"special":true},
-          {"id":301,"content":"the","single_word":true,"lstrip":false,"rstrip":false,"normalized":true,"special":false}],)";
-    const std::string merges =
-        R"("merges":[["a","b"],["b","a"],["ab","a"],["t","h"],["th","e"],["\u0120","a"]])";
-    const std::string joined = R"(,"ab":256,"ba":257,"aba":258,"th":259,"the":260,"\u0120a":261)";
-    std::vector<Tokenizer> list;
-    list.push_back(Tokenizer::parse("{" + added + R"("normalizer":{"type":"NFC"},
-      "pre_tokenizer":{"type":"ByteLevel","add_prefix_space":true,"trim_offsets":true},
-      "post_processor":{"type":"ByteLevel","add_prefix_space":true,"trim_offsets":true},
-      "decoder":{"type":"ByteLevel"},"model":{"type":"BPE","vocab":{)" +
-                                    letters() + joined + "}," + merges + "}}"));
-    list.push_back(Tokenizer::parse("{" + added + R"("pre_tokenizer":{"type":"Sequence","pretokenizers":[
-      {"type":"Split","pattern":{"Regex":"(?i:'s|'t|'re)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+|[\u4e00-\u9fa5]+"},
-       "behavior":"Isolated","invert":false},{"type":"ByteLevel","add_prefix_space":false,"use_regex":false}]},
-      "decoder":{"type":"ByteLevel"},"model":{"type":"BPE","ignore_merges":true,"vocab":{)" +
-                                    letters() + joined + "}," + merges + "}}"));
-    list.push_back(
-        Tokenizer::parse(R"({"normalizer":{"type":"Sequence","normalizers":[{"type":"Prepend","prepend":"▁"},
-      {"type":"Replace","pattern":{"String":" "},"content":"▁"}]},"decoder":{"type":"Sequence","decoders":[
-      {"type":"Replace","pattern":{"String":"▁"},"content":" "},{"type":"ByteFallback"},{"type":"Fuse"},
-      {"type":"Strip","content":" ","start":1,"stop":1}]},"model":{"type":"BPE","byte_fallback":true,"fuse_unk":true,
-      "unk_token":"<unk>","vocab":{"<unk>":0,"▁":1,"a":2,"b":3,"▁a":4,"▁▁":5,"ab":6)" +
-                         byte_tokens() + R"(},"merges":["▁ a","▁ ▁","a b"]}})"));
-    list.push_back(
-        Tokenizer::parse("{" + added + R"("normalizer":{"type":"Sequence","normalizers":[{"type":"NFKD"},
+/// The built-in tokenizers, as the parts before the model, the model's options, its vocabulary and its
+/// merges.
+Tokenizer assemble(std::string_view parts, std::string_view options, std::string_view vocabulary,
+                   std::string_view merges) {
+  std::string json = "{";
+  json.append(parts).append(R"("model":{"type":"BPE",)").append(options).append(R"("vocab":{)");
+  json.append(vocabulary).append(R"(},"merges":[)").append(merges).append("]}}");
+  return Tokenizer::parse(json);
+}
+
+constexpr std::string_view kAdded = R"("added_tokens":[
+  {"id":300,"content":"<s>","special":true,
+   "single_word":false,"lstrip":true,"rstrip":true,"normalized":false},
+  {"id":301,"content":"the","special":false,
+   "single_word":true,"lstrip":false,"rstrip":false,"normalized":true}],)";
+constexpr std::string_view kMerges = R"(["a","b"],["b","a"],["ab","a"],["t","h"],["th","e"],["\u0120","a"])";
+constexpr std::string_view kJoined = R"(,"ab":256,"ba":257,"aba":258,"th":259,"the":260,"\u0120a":261)";
+
+Tokenizer gpt2_like() {
+  const std::string parts = R"("normalizer":{"type":"NFC"},
+    "pre_tokenizer":{"type":"ByteLevel","add_prefix_space":true,"trim_offsets":true},
+    "post_processor":{"type":"ByteLevel","add_prefix_space":true,"trim_offsets":true},
+    "decoder":{"type":"ByteLevel"},)";
+  return assemble(std::string(kAdded) + parts, "", letters().append(kJoined), kMerges);
+}
+
+Tokenizer llama3_like() {
+  std::string parts(kAdded);
+  parts += R"("pre_tokenizer":{"type":"Sequence","pretokenizers":[{"type":"Split","pattern":{"Regex":")";
+  parts += R"((?i:'s|'t|'re)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*)";
+  parts += R"(|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+|[\u4e00-\u9fa5]+"},"behavior":"Isolated","invert":false},
+    {"type":"ByteLevel","add_prefix_space":false,"use_regex":false}]},"decoder":{"type":"ByteLevel"},)";
+  return assemble(parts, R"("ignore_merges":true,)", letters().append(kJoined), kMerges);
+}
+
+Tokenizer llama2_like() {
+  const std::string_view parts = R"("normalizer":{"type":"Sequence","normalizers":[
+      {"type":"Prepend","prepend":"▁"},{"type":"Replace","pattern":{"String":" "},"content":"▁"}]},
+    "decoder":{"type":"Sequence","decoders":[
+      {"type":"Replace","pattern":{"String":"▁"},"content":" "},{"type":"ByteFallback"},
+      {"type":"Fuse"},{"type":"Strip","content":" ","start":1,"stop":1}]},)";
+  const std::string_view pieces = R"("<unk>":0,"▁":1,"a":2,"b":3,"▁a":4,"▁▁":5,"ab":6)";
+  return assemble(parts, R"("byte_fallback":true,"fuse_unk":true,"unk_token":"<unk>",)",
+                  std::string(pieces) + byte_tokens(), R"("▁ a","▁ ▁","a b")");
+}
+
+Tokenizer everything_else() {
+  const std::string parts = R"("normalizer":{"type":"Sequence","normalizers":[{"type":"NFKD"},
       {"type":"Lowercase"},{"type":"Strip","strip_left":true,"strip_right":true},
       {"type":"Replace","pattern":{"Regex":"\\p{M}*"},"content":"b"},{"type":"NFKC"}]},
-      "pre_tokenizer":{"type":"Sequence","pretokenizers":[{"type":"Digits","individual_digits":true},
-      {"type":"Punctuation","behavior":"MergedWithNext"},{"type":"Metaspace","replacement":"_","prepend_scheme":"first"}]},
-      "decoder":{"type":"Metaspace","replacement":"_"},"model":{"type":"BPE","continuing_subword_prefix":"#",
-      "end_of_word_suffix":"w","unk_token":"<unk>","vocab":{"<unk>":0,"a":1,"b":2,"#a":3,"#b":4,"#aw":5,"ab":6,"abb":7},
-      "merges":[["a","#b"],["ab","#b"]]}})"));
-    return list;
-  }();
+    "pre_tokenizer":{"type":"Sequence","pretokenizers":[{"type":"Digits","individual_digits":true},
+      {"type":"Punctuation","behavior":"MergedWithNext"},
+      {"type":"Metaspace","replacement":"_","prepend_scheme":"first"}]},
+    "decoder":{"type":"Metaspace","replacement":"_"},)";
+  return assemble(std::string(kAdded) + parts,
+                  R"("continuing_subword_prefix":"#","end_of_word_suffix":"w","unk_token":"<unk>",)",
+                  R"("<unk>":0,"a":1,"b":2,"#a":3,"#b":4,"#aw":5,"ab":6,"abb":7)",
+                  R"(["a","#b"],["ab","#b"])");
+}
+
+const std::vector<Tokenizer>& tokenizers() {
+  static const std::vector<Tokenizer> all{gpt2_like(), llama3_like(), llama2_like(), everything_else()};
   return all;
 }
 
