@@ -8,7 +8,7 @@
 
 #include <modicum/ops/attention.hpp>
 #include <modicum/ops/isa.hpp>
-#include <modicum/tensor/dtype.hpp>
+#include <modicum/tensor/matrix.hpp>
 
 namespace modicum::cpu {
 
@@ -32,7 +32,10 @@ struct MatmulTask {
   const void* x = nullptr;  ///< as `pack` left it
   std::size_t tokens = 0;
   std::size_t cols = 0;
-  const void* w = nullptr;  ///< [rows, cols]
+  const void* w = nullptr;       ///< [rows, cols]
+  const void* scales = nullptr;  ///< integers: [rows, cols / group] of scale_dtype
+  DType scale_dtype = DType::bf16;
+  std::size_t group = kQuantGroup;
   std::size_t o_begin = 0;
   std::size_t o_end = 0;
   const float* bias = nullptr;

@@ -19,14 +19,23 @@ constexpr std::size_t kMostOutputs = 256;
 constexpr std::size_t kTasksPerThread = 4;
 
 void check(std::string_view op, const WeightView& weight, std::size_t rows, std::size_t cols, DType dtype) {
-  if (weight.rows == rows && weight.cols == cols && weight.dtype == dtype) return;
   const auto describe = [](std::size_t r, std::size_t c, DType d) {
     return std::to_string(r) + " × " + std::to_string(c) + " of " + std::string(name_of(d));
   };
-  fail({.op = op,
-        .what = "weight",
-        .expected = describe(rows, cols, dtype),
-        .got = describe(weight.rows, weight.cols, weight.dtype)});
+  if (weight.rows != rows || weight.cols != cols || weight.dtype != dtype) {
+    fail({.op = op,
+          .what = "weight",
+          .expected = describe(rows, cols, dtype),
+          .got = describe(weight.rows, weight.cols, weight.dtype)});
+  }
+  if (is_float(dtype)) return;
+  const bool whole = weight.group != 0 && weight.group % kQuantGroup == 0 && cols % weight.group == 0;
+  if (!whole || weight.scales == nullptr || !is_float(weight.scale_dtype)) {
+    fail({.op = op,
+          .what = "integer weight of " + std::to_string(cols) + " columns",
+          .expected = "scales by groups of a multiple of 32 columns that divides them",
+          .got = weight.scales == nullptr ? "no scales" : "groups of " + std::to_string(weight.group)});
+  }
 }
 
 std::size_t block_size(std::size_t rows, std::size_t threads) {
@@ -73,6 +82,9 @@ void multiply(ThreadPool& pool, const void* packed, std::size_t tokens, std::spa
                            .tokens = tokens,
                            .cols = product->weight.cols,
                            .w = product->weight.data,
+                           .scales = product->weight.scales,
+                           .scale_dtype = product->weight.scale_dtype,
+                           .group = product->weight.group,
                            .o_begin = task * block,
                            .o_end = std::min(product->weight.rows, (task + 1) * block),
                            .bias = product->bias,
@@ -90,14 +102,14 @@ const void* gated(ThreadPool& pool, const float* x, std::size_t tokens, const Sw
   const DType dtype = w.gate.dtype;
   const cpu::KernelTable& kernels = cpu::kernels();
   const void* const packed = pack(pool, dtype, x, tokens, w.gate.cols, scratch.words);
-  if (dtype != DType::bf16 || kernels.gated == nullptr) {
+  if (dtype != DType::bf16 || w.down.dtype != dtype || kernels.gated == nullptr) {
     scratch.gate.resize(std::max(scratch.gate.size(), tokens * inner));
     scratch.up.resize(std::max(scratch.up.size(), tokens * inner));
     const Product products[] = {{w.gate, w.gate_bias, scratch.gate.data(), inner},
                                 {w.up, w.up_bias, scratch.up.data(), inner}};
     multiply(pool, packed, tokens, products);
     silu_mul(pool, scratch.gate.data(), scratch.up.data(), tokens * inner);
-    return pack(pool, dtype, scratch.gate.data(), tokens, inner, scratch.hidden);
+    return pack(pool, w.down.dtype, scratch.gate.data(), tokens, inner, scratch.hidden);
   }
   void* const hidden = room(scratch.hidden, kernels.packed_bytes(dtype, tokens, inner));
   const std::size_t end = cpu::padded(inner, kOutputBlock);
@@ -133,7 +145,8 @@ void swiglu(ThreadPool& pool, const float* x, std::size_t tokens, const SwigluWe
             MatmulScratch& scratch) {
   const auto& [rows, cols] = std::pair(weights.gate.rows, weights.gate.cols);
   check("swiglu", weights.up, rows, cols, weights.gate.dtype);
-  check("swiglu", weights.down, cols, rows, weights.gate.dtype);
+  check("swiglu", weights.gate, rows, cols, weights.gate.dtype);
+  check("swiglu", weights.down, cols, rows, weights.down.dtype);
   if (tokens == 0) return;
   const void* const hidden = gated(pool, x, tokens, weights, scratch);
   const Product down[] = {{weights.down, weights.down_bias, y, cols, true}};

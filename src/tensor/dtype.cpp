@@ -7,19 +7,12 @@
 namespace modicum {
 
 std::size_t size_of(DType dtype) {
-  return dtype == DType::f32 ? 4 : 2;
+  return bits_of(dtype) / 8;
 }
 
 std::string_view name_of(DType dtype) {
-  switch (dtype) {
-    case DType::bf16:
-      return "bf16";
-    case DType::f16:
-      return "f16";
-    case DType::f32:
-      break;
-  }
-  return "f32";
+  static constexpr std::string_view names[] = {"f32", "bf16", "f16", "int8", "uint8", "uint4"};
+  return names[static_cast<int>(dtype)];
 }
 
 DType dtype_from_name(std::string_view name) {

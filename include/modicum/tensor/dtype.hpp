@@ -8,13 +8,25 @@
 
 namespace modicum {
 
-/// Element types that weights, keys and values come in.
-enum class DType : std::uint8_t { f32, bf16, f16 };
+/// Element types that weights come in, and (the floats) keys and values. Integers stand for integer · scale,
+/// with one scale for each group of a row's columns: `int8` is two's complement; `uint8` is offset by 128 and
+/// `uint4` by 8, both as compressed-tensors packs them ("pack-quantized": element 0 in the lowest bits).
+enum class DType : std::uint8_t { f32, bf16, f16, int8, uint8, uint4 };
 
+constexpr bool is_float(DType dtype) {
+  return dtype <= DType::f16;
+}
+
+/// Bits of an element.
+constexpr std::size_t bits_of(DType dtype) {
+  return dtype == DType::f32 ? 32 : is_float(dtype) ? 16 : dtype == DType::uint4 ? 4 : 8;
+}
+
+/// Bytes of an element of one byte or more.
 std::size_t size_of(DType dtype);
-/// "f32", "bf16", "f16".
+/// "f32", "bf16", "f16", "int8", "uint8", "uint4".
 std::string_view name_of(DType dtype);
-/// The inverse of `name_of`. Throws `InvalidArgument` that lists the names.
+/// The inverse of `name_of` for floats. Throws `InvalidArgument` that lists the names.
 DType dtype_from_name(std::string_view name);
 
 /// The upper half of an IEEE float32.
@@ -69,7 +81,7 @@ inline f16 from_f32<f16>(float x) {
   return to_f16(x);
 }
 
-/// Calls `f` with a value of the element type that `dtype` names: the one place where a run-time dtype
+/// Calls `f` with a value of the floating-point type that `dtype` names: the one place where a run-time dtype
 /// becomes a template argument.
 template <class F>
 decltype(auto) dispatch(DType dtype, F&& f) {
@@ -78,7 +90,7 @@ decltype(auto) dispatch(DType dtype, F&& f) {
       return f(bf16{});
     case DType::f16:
       return f(f16{});
-    case DType::f32:
+    default:
       break;
   }
   return f(float{});

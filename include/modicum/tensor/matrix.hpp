@@ -10,16 +10,28 @@
 
 namespace modicum {
 
+/// Integers are scaled by groups of this many columns, or a multiple of it; their matrices' columns are a
+/// multiple of it as well.
+inline constexpr std::size_t kQuantGroup = 32;
+
 /// A row-major matrix of weights that lies in somebody else's memory, usually a mapped file: [rows, cols] is
-/// [outputs, inputs] of a linear layer. The data is aligned to its element size.
+/// [outputs, inputs] of a linear layer. The data is aligned to its element size. Element (r, c) of integers
+/// is worth (data[r, c] − offset) · scales[r, c / group].
 struct WeightView {
   const void* data = nullptr;
   DType dtype = DType::f32;
   std::size_t rows = 0;
   std::size_t cols = 0;
+  const void* scales = nullptr;  ///< integers: [rows, cols / group] of `scale_dtype`
+  DType scale_dtype = DType::bf16;
+  std::size_t group = kQuantGroup;
 
   bool empty() const noexcept { return data == nullptr; }
-  std::size_t bytes() const { return rows * cols * size_of(dtype); }
+  /// Of the data and its scales.
+  std::size_t bytes() const {
+    const std::size_t of_scales = is_float(dtype) ? 0 : rows * (cols / group) * size_of(scale_dtype);
+    return rows * cols * bits_of(dtype) / 8 + of_scales;
+  }
 };
 
 /// A row-major f32 matrix that it owns.
