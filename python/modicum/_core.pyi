@@ -356,7 +356,7 @@ class Knowledge:
         """
 def active_isa() -> str:
     """
-    The instruction set whose kernels run: plain, avx2, avx512, avx512bf16 or amx (MODICUM_ISA forces one).
+    The instruction set whose kernels run: plain, avx2, avx512, avx512vnni, avx512bf16 or amx (MODICUM_ISA forces one).
     """
 def beam(start: Branch, prompt: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], *, beams: typing.SupportsInt | typing.SupportsIndex, max_new_tokens: typing.SupportsInt | typing.SupportsIndex, min_new_tokens: typing.SupportsInt | typing.SupportsIndex, length_penalty: typing.SupportsFloat | typing.SupportsIndex, early_stopping: str, num_return: typing.SupportsInt | typing.SupportsIndex, stop_ids: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], repetition_penalty: typing.SupportsFloat | typing.SupportsIndex, progress: typing.Any) -> list[BeamHypothesis]:
     ...

@@ -18,10 +18,12 @@
 namespace modicum::cpu {
 namespace amx {
 
-constexpr std::size_t kTileRows = 16;
+/// Those with integer weights: amx_int8.cpp.
+void matmul_integers(const MatmulTask& task);
+void gated_integers(const GatedTask& task);
+
 constexpr std::size_t kTileInputs = 32;
-constexpr std::size_t kTileElements = kTileRows * kTileInputs;
-constexpr std::size_t kTileFloats = 16 * 16;
+constexpr std::size_t kTileElements = 16 * kTileInputs;
 
 /// Weights are copied to aligned tiles in panels of 2 × 16 rows by at most 1024 inputs, 64 KiB, and pass all
 /// tokens in parts of 512 inputs that stay in the first-level cache.
@@ -31,10 +33,10 @@ constexpr std::size_t kPanelBytes = 2 * kTileElements * kPanelBlocks * sizeof(bf
 /// Sums of so many rows of weights and tokens wait in the second-level cache while the inputs pass, panel by
 /// panel.
 constexpr std::size_t kSumRows = 256;
-constexpr std::size_t kSumTokens = 512;
 static_assert(kPanelBytes + kSumRows * kSumTokens * sizeof(float) <= kMatmulScratch);
 
 std::size_t packed_bytes(DType dtype, std::size_t tokens, std::size_t cols) {
+  if (!is_float(dtype)) return avx512vnni_kernels().packed_bytes(dtype, tokens, cols);
   if (dtype != DType::bf16) return avx512_kernels().packed_bytes(dtype, tokens, cols);
   return padded(tokens, kPackTokens) * padded(cols, kTileInputs) * sizeof(bf16);
 }
@@ -46,6 +48,7 @@ MODICUM_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,amx
 namespace modicum::cpu::amx {
 
 #include "avx512.inc"
+#include "tiles.inc"
 
 struct alignas(64) TileConfig {
   std::uint8_t palette = 1;
@@ -62,6 +65,7 @@ constexpr TileConfig kTileConfig;
 
 void pack(DType dtype, const float* x, std::size_t tokens, std::size_t cols, std::size_t group,
           void* packed) {
+  if (!is_float(dtype)) return avx512vnni_kernels().pack(dtype, x, tokens, cols, group, packed);
   if (dtype != DType::bf16) return avx512_kernels().pack(dtype, x, tokens, cols, group, packed);
   const std::size_t blocks = padded(cols, kTileInputs) / kTileInputs;
   bf16* const tiles = static_cast<bf16*>(packed) + group * blocks * kTileElements;
@@ -131,12 +135,6 @@ inline void multiply(const Panel& w, const bf16* x, std::size_t x_group, std::si
   if constexpr (T == 2) _tile_stored(3, c + 3 * kTileFloats, 64);
 }
 
-/// Up to 16 rows of a matrix of weights.
-struct Rows {
-  const bf16* w = nullptr;
-  std::size_t count = 0;
-};
-
 /// Copies blocks of a tile's rows side by side, with zeros beyond the matrix. Weights in a file are aligned
 /// to no cache line, and rows that lie a power of two apart push each other out of the cache.
 inline void stage(const Rows& rows, std::size_t cols, std::size_t block, std::size_t blocks, bf16* to) {
@@ -148,7 +146,7 @@ inline void stage(const Rows& rows, std::size_t cols, std::size_t block, std::si
         _mm512_store_si512(to + b * kTileElements, _mm512_setzero_si512());
       continue;
     }
-    const bf16* from = rows.w + r * cols + block * kTileInputs;
+    const bf16* from = static_cast<const bf16*>(rows.w) + r * cols + block * kTileInputs;
     for (std::size_t b = 0; b < whole; ++b) {
       _mm512_store_si512(to + b * kTileElements, _mm512_loadu_si512(from + b * kTileInputs));
     }
@@ -172,15 +170,20 @@ inline Panel staged(const Rows& first, const Rows& second, std::size_t cols, std
 ///
 ///   std::size_t steps() const;
 ///   Rows first(std::size_t step) const;  second likewise
-///   template <int T> void store(std::size_t step, std::size_t g, const float* c) const;  for groups [g, g +
-///   T)
+///   void store(std::size_t step, std::size_t g, const float* first, const float* second) const;  for group g
 template <class Work>
 concept TileWork = requires(const Work work, const float* c) {
   { work.steps() } -> std::same_as<std::size_t>;
   { work.first(0) } -> std::same_as<Rows>;
   { work.second(0) } -> std::same_as<Rows>;
-  work.template store<2>(0, 0, c);
+  work.store(0, 0, c, c);
 };
+
+/// Hands over the C tiles of a step for groups [g, g + T).
+template <int T, TileWork Work>
+inline void store_tiles(const Work& work, std::size_t step, std::size_t g, const float* c) {
+  for (std::size_t t = 0; t < T; ++t) work.store(step, g + t, c + t * kTileFloats, c + (T + t) * kTileFloats);
+}
 
 /// The activations' side.
 struct Packed {
@@ -228,8 +231,8 @@ void multiply_many(const Work& work, const Packed& x, std::size_t begin, std::si
   for (std::size_t p = 0; p < pairs; ++p) {
     const std::size_t g = g_begin + 2 * p;
     for (std::size_t step = begin; step < end; ++step) {
-      g + 1 < g_end ? work.template store<2>(step, g, sums_of(step, p))
-                    : work.template store<1>(step, g, sums_of(step, p));
+      g + 1 < g_end ? store_tiles<2>(work, step, g, sums_of(step, p))
+                    : store_tiles<1>(work, step, g, sums_of(step, p));
     }
   }
 }
@@ -244,7 +247,7 @@ void multiply_few(const Work& work, const Packed& x, void* scratch) {
     const Rows second = work.second(step);
     std::size_t block = 0;
     if (first.count == kTileRows && second.count == kTileRows && whole > 0) {
-      const Panel w{first.w, second.w, kTileInputs, x.cols * sizeof(bf16)};
+      const Panel w{static_cast<const bf16*>(first.w), static_cast<const bf16*>(second.w), kTileInputs, x.cols * sizeof(bf16)};
       multiply<T>(w, x.at(0, 0), x.blocks() * kTileElements, whole, true, c);
       block = whole;
     }
@@ -253,7 +256,7 @@ void multiply_few(const Work& work, const Packed& x, void* scratch) {
       const Panel w = staged(first, second, x.cols, block, blocks, static_cast<bf16*>(scratch));
       multiply<T>(w, x.at(0, block), x.blocks() * kTileElements, blocks, block == 0, c);
     }
-    work.template store<T>(step, 0, c);
+    store_tiles<T>(work, step, 0, c);
   }
 }
 
@@ -275,75 +278,14 @@ void multiply_all(const Work& work, const Packed& x, void* scratch) {
   _tile_release();
 }
 
-/// y[t, o] (+)= C[o, t] + bias[o], 32 outputs a step.
-struct Outputs {
-  const MatmulTask& task;
-
-  std::size_t steps() const { return (task.o_end - task.o_begin + 31) / 32; }
-  std::size_t output(std::size_t step, std::size_t half) const {
-    return task.o_begin + step * 32 + half * kTileRows;
-  }
-  Rows rows(std::size_t o) const {
-    if (o >= task.o_end) return {static_cast<const bf16*>(task.w) + task.o_begin * task.cols, 0};
-    return {static_cast<const bf16*>(task.w) + o * task.cols, std::min(kTileRows, task.o_end - o)};
-  }
-  Rows first(std::size_t step) const { return rows(output(step, 0)); }
-  Rows second(std::size_t step) const { return rows(output(step, 1)); }
-
-  template <int T>
-  void store(std::size_t step, std::size_t g, const float* c) const {
-    for (std::size_t half = 0; half < 2 && output(step, half) < task.o_end; ++half) {
-      const std::size_t o = output(step, half);
-      for (std::size_t t = 0; t < T; ++t) {
-        store_tile(c + (half * T + t) * kTileFloats, o, std::min(kTileRows, task.o_end - o),
-                   (g + t) * kPackTokens);
-      }
-    }
-  }
-
-  /// One C tile's [outputs, tokens]; at most 16 of each.
-  void store_tile(const float* c, std::size_t o, std::size_t outputs, std::size_t t) const {
-    __m512i sums[16];
-    for (int i = 0; i < 16; ++i) sums[i] = _mm512_load_si512(c + i * 16);
-    transpose(sums);
-    const auto mask = static_cast<__mmask16>((1u << outputs) - 1u);
-    const __m512 bias =
-        task.bias != nullptr ? _mm512_maskz_loadu_ps(mask, task.bias + o) : _mm512_setzero_ps();
-    const std::size_t tokens = std::min(kPackTokens, task.tokens - t);
-    for (std::size_t i = 0; i < tokens; ++i) {
-      float* const y = task.y + (t + i) * task.y_stride + o;
-      __m512 sum = _mm512_add_ps(_mm512_castsi512_ps(sums[i]), bias);
-      if (task.add) sum = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, y), sum);
-      _mm512_mask_storeu_ps(y, mask, sum);
-    }
-  }
-};
-
-/// 16 outputs of gate and up a step; silu(gate) · up goes straight to where the next product reads it. A C
-/// tile has outputs for rows and tokens for columns, as a packed tile has, so nothing is transposed.
-struct Gated {
-  const GatedTask& task;
-
-  std::size_t steps() const { return (task.o_end - task.o_begin + kTileRows - 1) / kTileRows; }
-  Rows rows(const void* w, std::size_t step) const {
-    const std::size_t o = task.o_begin + step * kTileRows;
-    if (o >= task.rows) return {static_cast<const bf16*>(w), 0};
-    return {static_cast<const bf16*>(w) + o * task.cols, std::min(kTileRows, task.rows - o)};
-  }
-  Rows first(std::size_t step) const { return rows(task.gate, step); }
-  Rows second(std::size_t step) const { return rows(task.up, step); }
-
-  template <int T>
-  void store(std::size_t step, std::size_t g, const float* c) const {
-    const std::size_t o = task.o_begin + step * kTileRows;
-    const std::size_t blocks = padded(task.rows, kTileInputs) / kTileInputs;
-    for (std::size_t t = 0; t < T; ++t) {
-      bf16* to = static_cast<bf16*>(task.packed) + ((g + t) * blocks + o / kTileInputs) * kTileElements;
-      store_tile(c + t * kTileFloats, c + (T + t) * kTileFloats, o, to + o % kTileInputs / 2 * kTileInputs);
-    }
-  }
-
-  void store_tile(const float* gate, const float* up, std::size_t o, bf16* to) const {
+/// silu(gate) · up goes straight to where the next product reads it. A C tile has outputs for rows and tokens
+/// for columns, as a packed tile has, so nothing is transposed.
+struct Gated : GatedRows {
+  void store(std::size_t step, std::size_t g, const float* gate, const float* up) const {
+    const std::size_t o = output(step);
+    const std::size_t blocks = padded(task.gate.rows, kTileInputs) / kTileInputs;
+    bf16* to = static_cast<bf16*>(task.packed) + (g * blocks + o / kTileInputs) * kTileElements +
+               o % kTileInputs / 2 * kTileInputs;
     for (std::size_t i = 0; i < kTileRows; i += 2, to += kTileInputs) {
       const __m512i even = value(gate + i * 16, up + i * 16, o + i);
       const __m512i odd = value(gate + (i + 1) * 16, up + (i + 1) * 16, o + i + 1);
@@ -353,24 +295,21 @@ struct Gated {
 
   /// Output o of 16 tokens, bf16 in the lower halves.
   __m512i value(const float* gate, const float* up, std::size_t o) const {
-    if (o >= task.rows) return _mm512_setzero_si512();
-    __m512 a = _mm512_load_ps(gate);
-    __m512 b = _mm512_load_ps(up);
-    if (task.gate_bias != nullptr) a = _mm512_add_ps(a, _mm512_set1_ps(task.gate_bias[o]));
-    if (task.up_bias != nullptr) b = _mm512_add_ps(b, _mm512_set1_ps(task.up_bias[o]));
-    return _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(_mm512_mul_ps(silu(a), b)));
+    return _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(gated_value(task, gate, up, o)));
   }
 };
 
 void matmul(const MatmulTask& task) {
-  if (task.dtype != DType::bf16) return avx512_kernels().matmul(task);
+  if (!is_float(task.w.dtype)) return matmul_integers(task);
+  if (task.w.dtype != DType::bf16) return avx512_kernels().matmul(task);
   const std::size_t groups = padded(task.tokens, kPackTokens) / kPackTokens;
-  multiply_all(Outputs{task}, {static_cast<const bf16*>(task.x), task.cols, groups}, task.scratch);
+  multiply_all(Outputs{task}, {static_cast<const bf16*>(task.x), task.w.cols, groups}, task.scratch);
 }
 
 void gated(const GatedTask& task) {
+  if (!is_float(task.gate.dtype)) return gated_integers(task);
   const std::size_t groups = padded(task.tokens, kPackTokens) / kPackTokens;
-  multiply_all(Gated{task}, {static_cast<const bf16*>(task.x), task.cols, groups}, task.scratch);
+  multiply_all(Gated{{task}}, {static_cast<const bf16*>(task.x), task.gate.cols, groups}, task.scratch);
 }
 
 }  // namespace modicum::cpu::amx
@@ -386,12 +325,15 @@ bool amx_request() {
 
 const KernelTable& amx_kernels() {
   static const KernelTable table = [] {
-    KernelTable t = avx512_kernels();
+    KernelTable t = avx512bf16_kernels();
     t.isa = ops::Isa::amx;
     t.packed_bytes = amx::packed_bytes;
     t.pack = amx::pack;
     t.matmul = amx::matmul;
     t.gated = amx::gated;
+    t.fuses = [](DType dtype, DType next, std::size_t tokens) {
+      return dtype == DType::bf16 ? next == DType::bf16 : avx512vnni_kernels().fuses(dtype, next, tokens);
+    };
     return t;
   }();
   return table;

@@ -42,18 +42,18 @@ struct Bf16Dot {
 #include "matmul.inc"
 
 void matmul(const MatmulTask& task) {
-  if (task.dtype == DType::bf16) return matmul_rows<Bf16Dot>(task);
-  avx512_kernels().matmul(task);
+  if (task.w.dtype == DType::bf16) return matmul_rows<Bf16Dot>(task);
+  avx512vnni_kernels().matmul(task);
 }
 
 std::size_t packed_bytes(DType dtype, std::size_t tokens, std::size_t cols) {
   if (dtype == DType::bf16) return tokens * padded(cols, kColumnPad) * sizeof(bf16);
-  return avx512_kernels().packed_bytes(dtype, tokens, cols);
+  return avx512vnni_kernels().packed_bytes(dtype, tokens, cols);
 }
 
 void pack(DType dtype, const float* x, std::size_t tokens, std::size_t cols, std::size_t group,
           void* packed) {
-  if (dtype != DType::bf16) return avx512_kernels().pack(dtype, x, tokens, cols, group, packed);
+  if (dtype != DType::bf16) return avx512vnni_kernels().pack(dtype, x, tokens, cols, group, packed);
   const std::size_t stride = padded(cols, kColumnPad);
   const std::size_t end = std::min(tokens, (group + 1) * kPackTokens);
   for (std::size_t t = group * kPackTokens; t < end; ++t) {
@@ -70,7 +70,7 @@ namespace modicum::cpu {
 
 const KernelTable& avx512bf16_kernels() {
   static const KernelTable table = [] {
-    KernelTable t = avx512_kernels();
+    KernelTable t = avx512vnni_kernels();
     t.isa = ops::Isa::avx512bf16;
     t.packed_bytes = avx512bf16::packed_bytes;
     t.pack = avx512bf16::pack;

@@ -19,6 +19,8 @@ inline constexpr std::size_t kColumnPad = 32;
 /// Packing works on groups of this many tokens.
 inline constexpr std::size_t kPackTokens = 16;
 inline constexpr std::size_t kMostHeadDim = 256;
+/// Sums of so many tokens wait in a thread's scratch at once.
+inline constexpr std::size_t kSumTokens = 512;
 /// Bytes of scratch that each `matmul` task gets.
 inline constexpr std::size_t kMatmulScratch = 576 * 1024;
 
@@ -28,14 +30,9 @@ inline constexpr std::size_t padded(std::size_t n, std::size_t to) {
 
 /// Rows [o_begin, o_end) of one product: y[t, o] (+)= dot(x[t], w[o]) + bias[o] for all t < tokens.
 struct MatmulTask {
-  DType dtype = DType::f32;
   const void* x = nullptr;  ///< as `pack` left it
   std::size_t tokens = 0;
-  std::size_t cols = 0;
-  const void* w = nullptr;       ///< [rows, cols]
-  const void* scales = nullptr;  ///< integers: [rows, cols / group] of scale_dtype
-  DType scale_dtype = DType::bf16;
-  std::size_t group = kQuantGroup;
+  WeightView w;
   std::size_t o_begin = 0;
   std::size_t o_end = 0;
   const float* bias = nullptr;
@@ -45,15 +42,14 @@ struct MatmulTask {
   void* scratch = nullptr;  ///< kMatmulScratch bytes, aligned to kAlignment
 };
 
-/// Outputs [o_begin, o_end), multiples of 32 (o_end up to the next one beyond `rows`), of
-/// h[t, o] = silu(dot(x[t], gate[o]) + gate_bias[o]) · (dot(x[t], up[o]) + up_bias[o]), bf16.
+/// Outputs [o_begin, o_end), multiples of 32 (o_end up to the next one beyond the rows), of
+/// h[t, o] = silu(dot(x[t], gate[o]) + gate_bias[o]) · (dot(x[t], up[o]) + up_bias[o]).
 struct GatedTask {
   const void* x = nullptr;  ///< as `pack` left it
   std::size_t tokens = 0;
-  std::size_t cols = 0;
-  const void* gate = nullptr;  ///< [rows, cols], bf16; up likewise
-  const void* up = nullptr;
-  std::size_t rows = 0;
+  WeightView gate;
+  WeightView up;
+  DType next = DType::bf16;  ///< of the weights that h meets
   std::size_t o_begin = 0;
   std::size_t o_end = 0;
   const float* gate_bias = nullptr;
@@ -107,13 +103,16 @@ struct KernelTable {
   void (*rms_norm)(const float* x, const float* weight, float eps, std::size_t n, float* y);
   void (*silu_mul)(float* gate, const float* up, std::size_t n);
   void (*rope)(float* x, const float* cos, const float* sin, std::size_t heads, std::size_t head_dim);
-  /// For bf16 weights; null where products, activation and packing are separate steps.
+  /// Products, activation and packing in one, for what `fuses` says.
   void (*gated)(const GatedTask& task) = nullptr;
+  /// Whether `gated` serves weights of `dtype` before weights of `next` for so many tokens.
+  bool (*fuses)(DType dtype, DType next, std::size_t tokens) = [](DType, DType, std::size_t) { return false; };
 };
 
 const KernelTable& plain_kernels();
 const KernelTable& avx2_kernels();
 const KernelTable& avx512_kernels();
+const KernelTable& avx512vnni_kernels();
 const KernelTable& avx512bf16_kernels();
 const KernelTable& amx_kernels();
 

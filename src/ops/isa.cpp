@@ -17,13 +17,13 @@
 namespace modicum::ops {
 namespace {
 
-constexpr Isa kAll[] = {Isa::plain, Isa::avx2, Isa::avx512, Isa::avx512bf16, Isa::amx};
+constexpr Isa kAll[] = {Isa::plain, Isa::avx2, Isa::avx512, Isa::avx512vnni, Isa::avx512bf16, Isa::amx};
 
 #if defined(MODICUM_X86)
-bool has_amx_bf16() {
+bool has_amx() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return false;
-  return (d >> 22 & 1u) != 0 && (d >> 24 & 1u) != 0 && cpu::amx_request();
+  return (d >> 22 & 1u) != 0 && (d >> 24 & 1u) != 0 && (d >> 25 & 1u) != 0 && cpu::amx_request();
 }
 
 std::vector<Isa> detect() {
@@ -37,8 +37,9 @@ std::vector<Isa> detect() {
   const bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                     __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   if (!add(Isa::avx512, wide)) return found;
+  if (!add(Isa::avx512vnni, __builtin_cpu_supports("avx512vnni"))) return found;
   if (!add(Isa::avx512bf16, __builtin_cpu_supports("avx512bf16"))) return found;
-  add(Isa::amx, has_amx_bf16());
+  add(Isa::amx, has_amx());
   return found;
 }
 #else
@@ -84,6 +85,8 @@ const cpu::KernelTable& table_of(Isa isa) {
 #if defined(MODICUM_X86)
     case Isa::amx:
       return cpu::amx_kernels();
+    case Isa::avx512vnni:
+      return cpu::avx512vnni_kernels();
     case Isa::avx512bf16:
       return cpu::avx512bf16_kernels();
     case Isa::avx512:
@@ -100,7 +103,7 @@ const cpu::KernelTable& table_of(Isa isa) {
 }  // namespace
 
 std::string_view name_of(Isa isa) {
-  static constexpr std::string_view names[] = {"plain", "avx2", "avx512", "avx512bf16", "amx"};
+  static constexpr std::string_view names[] = {"plain", "avx2", "avx512", "avx512vnni", "avx512bf16", "amx"};
   return names[static_cast<int>(isa)];
 }
 

@@ -77,14 +77,9 @@ void multiply(ThreadPool& pool, const void* packed, std::size_t tokens, std::spa
   pool.run(tasks, [&](std::size_t task) {
     const Product* product = products.data();
     for (std::size_t n; task >= (n = (product->weight.rows + block - 1) / block); ++product) task -= n;
-    cpu::kernels().matmul({.dtype = product->weight.dtype,
-                           .x = packed,
+    cpu::kernels().matmul({.x = packed,
                            .tokens = tokens,
-                           .cols = product->weight.cols,
-                           .w = product->weight.data,
-                           .scales = product->weight.scales,
-                           .scale_dtype = product->weight.scale_dtype,
-                           .group = product->weight.group,
+                           .w = product->weight,
                            .o_begin = task * block,
                            .o_end = std::min(product->weight.rows, (task + 1) * block),
                            .bias = product->bias,
@@ -102,7 +97,7 @@ const void* gated(ThreadPool& pool, const float* x, std::size_t tokens, const Sw
   const DType dtype = w.gate.dtype;
   const cpu::KernelTable& kernels = cpu::kernels();
   const void* const packed = pack(pool, dtype, x, tokens, w.gate.cols, scratch.words);
-  if (dtype != DType::bf16 || w.down.dtype != dtype || kernels.gated == nullptr) {
+  if (!kernels.fuses(dtype, w.down.dtype, tokens)) {
     scratch.gate.resize(std::max(scratch.gate.size(), tokens * inner));
     scratch.up.resize(std::max(scratch.up.size(), tokens * inner));
     const Product products[] = {{w.gate, w.gate_bias, scratch.gate.data(), inner},
@@ -111,16 +106,15 @@ const void* gated(ThreadPool& pool, const float* x, std::size_t tokens, const Sw
     silu_mul(pool, scratch.gate.data(), scratch.up.data(), tokens * inner);
     return pack(pool, w.down.dtype, scratch.gate.data(), tokens, inner, scratch.hidden);
   }
-  void* const hidden = room(scratch.hidden, kernels.packed_bytes(dtype, tokens, inner));
+  void* const hidden = room(scratch.hidden, kernels.packed_bytes(w.down.dtype, tokens, inner));
   const std::size_t end = cpu::padded(inner, kOutputBlock);
   const std::size_t block = std::min(block_size(inner, pool.size()), kMostOutputs / 2);
   pool.run((end + block - 1) / block, [&](std::size_t task) {
     kernels.gated({.x = packed,
                    .tokens = tokens,
-                   .cols = w.gate.cols,
-                   .gate = w.gate.data,
-                   .up = w.up.data,
-                   .rows = inner,
+                   .gate = w.gate,
+                   .up = w.up,
+                   .next = w.down.dtype,
                    .o_begin = task * block,
                    .o_end = std::min(end, (task + 1) * block),
                    .gate_bias = w.gate_bias,

@@ -159,7 +159,7 @@ Keys and values that branches share are read from memory once for all of them. R
 
   m.def(
       "active_isa", [] { return ops::name_of(ops::active_isa()); },
-      "The instruction set whose kernels run: plain, avx2, avx512, avx512bf16 or amx (MODICUM_ISA forces "
+      "The instruction set whose kernels run: plain, avx2, avx512, avx512vnni, avx512bf16 or amx (MODICUM_ISA forces "
       "one).");
   m.def("supported_isas", [] {
     std::vector<std::string_view> names;

@@ -7,7 +7,7 @@
 namespace modicum::ops {
 
 /// Instruction sets that kernels are written for, narrowest first.
-enum class Isa { plain, avx2, avx512, avx512bf16, amx };
+enum class Isa { plain, avx2, avx512, avx512vnni, avx512bf16, amx };
 
 std::string_view name_of(Isa isa);
 /// What this processor (and its kernel) can run, narrowest first; `plain` always.
