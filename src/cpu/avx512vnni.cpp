@@ -20,6 +20,8 @@ namespace modicum::cpu::avx512vnni {
 /// 16 × 16 sums in registers, 8 outputs at a time: each four bytes of weights are broadcast once, each vector of
 /// activations is loaded once for 8 outputs, so that a multiply-add costs 9/8 loads of the two that a cycle has.
 struct TileKernel {
+  static constexpr bool kSigned = false;
+
   template <DType dtype>
   static void multiply(const IntegerPanel& w, const TokenTile* x, std::size_t groups, const Ahead& ahead,
                        std::size_t ahead_step, float* c) {
