@@ -247,7 +247,8 @@ void multiply_few(const Work& work, const Packed& x, void* scratch) {
     const Rows second = work.second(step);
     std::size_t block = 0;
     if (first.count == kTileRows && second.count == kTileRows && whole > 0) {
-      const Panel w{static_cast<const bf16*>(first.w), static_cast<const bf16*>(second.w), kTileInputs, x.cols * sizeof(bf16)};
+      const Panel w{static_cast<const bf16*>(first.w), static_cast<const bf16*>(second.w), kTileInputs,
+                    x.cols * sizeof(bf16)};
       multiply<T>(w, x.at(0, 0), x.blocks() * kTileElements, whole, true, c);
       block = whole;
     }
@@ -299,6 +300,58 @@ struct Gated : GatedRows {
   }
 };
 
+/// C tiles 0 to 3, A tiles 4 and 5, B tile 6.
+struct Products {
+  template <int J>
+  static void run(const bf16* a, std::size_t a_tile, std::size_t a_step, const bf16* b, std::size_t count,
+                  bool fresh, float* c) {
+    // GCC's tile loads do not say that they read memory.
+    asm volatile("" ::: "memory");
+    if (fresh) {
+      _tile_zero(0);
+      if constexpr (J > 1) _tile_zero(1);
+      if constexpr (J > 2) _tile_zero(2);
+      if constexpr (J > 3) _tile_zero(3);
+    } else {
+      _tile_loadd(0, c, 64);
+      if constexpr (J > 1) _tile_loadd(1, c + kTileFloats, 64);
+      if constexpr (J > 2) _tile_loadd(2, c + 2 * kTileFloats, 64);
+      if constexpr (J > 3) _tile_loadd(3, c + 3 * kTileFloats, 64);
+    }
+    for (std::size_t i = 0; i < count; ++i, a += a_step, b += kTileElements) {
+      _tile_loadd(6, b, 64);
+      _tile_loadd(4, a, 64);
+      _tile_dpbf16ps(0, 4, 6);
+      if constexpr (J > 1) {
+        _tile_loadd(5, a + a_tile, 64);
+        _tile_dpbf16ps(1, 5, 6);
+      }
+      if constexpr (J > 2) {
+        _tile_loadd(4, a + 2 * a_tile, 64);
+        _tile_dpbf16ps(2, 4, 6);
+      }
+      if constexpr (J > 3) {
+        _tile_loadd(5, a + 3 * a_tile, 64);
+        _tile_dpbf16ps(3, 5, 6);
+      }
+    }
+    _tile_stored(0, c, 64);
+    if constexpr (J > 1) _tile_stored(1, c + kTileFloats, 64);
+    if constexpr (J > 2) _tile_stored(2, c + 2 * kTileFloats, 64);
+    if constexpr (J > 3) _tile_stored(3, c + 3 * kTileFloats, 64);
+    asm volatile("" ::: "memory");
+  }
+};
+
+void enter() {
+  _tile_loadconfig(&kTileConfig);
+}
+void leave() {
+  _tile_release();
+}
+
+#include "attention_lanes.inc"
+
 void matmul(const MatmulTask& task) {
   if (!is_float(task.w.dtype)) return matmul_integers(task);
   if (task.w.dtype != DType::bf16) return avx512_kernels().matmul(task);
@@ -331,6 +384,7 @@ const KernelTable& amx_kernels() {
     t.pack = amx::pack;
     t.matmul = amx::matmul;
     t.gated = amx::gated;
+    t.lanes = &amx::kLaneKernels;
     t.fuses = [](DType dtype, DType next, std::size_t tokens) {
       return dtype == DType::bf16 ? next == DType::bf16 : avx512vnni_kernels().fuses(dtype, next, tokens);
     };

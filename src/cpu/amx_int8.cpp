@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Integer products in tiles (AMX, TDPBUSD and TDPBSSD): C[16 outputs, 16 tokens] = A[16 outputs, 32 inputs] · B[32 inputs,
-// 16 tokens], one group of inputs at a time, whose sums are then scaled and added by AVX-512.
+// Integer products in tiles (AMX, TDPBUSD and TDPBSSD): C[16 outputs, 16 tokens] = A[16 outputs, 32 inputs] ·
+// B[32 inputs, 16 tokens], one group of inputs at a time, whose sums are then scaled and added by AVX-512.
 //
-// A group's product takes the tile unit 16 cycles, its 48 conversions and multiply-adds take two vector ports 24, so the
-// scales bound it: about 8192 products in 24 cycles.
+// A group's product takes the tile unit 16 cycles, its 48 conversions and multiply-adds take two vector ports
+// 24, so the scales bound it: about 8192 products in 24 cycles.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -14,13 +14,14 @@
 #include "kernels.hpp"
 #include "target.hpp"
 
-MODICUM_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c,amx-tile,amx-int8,prefer-vector-width=512")
+MODICUM_TARGET_BEGIN(
+    "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c,amx-tile,amx-int8,prefer-vector-width=512")
 namespace modicum::cpu::amx {
 namespace {
 
 #include "avx512.inc"
-#include "tiles.inc"
 #include "integer_tiles.inc"
+#include "tiles.inc"
 
 /// Tiles 0 to 3: sums; 4 and 5: 16 rows of 32 weights; 6 and 7: 32 inputs of 16 tokens, by fours.
 struct alignas(64) TileConfig {
@@ -34,22 +35,22 @@ struct alignas(64) TileConfig {
 constexpr TileConfig kTileConfig;
 
 // Tile registers are named by literals, hence a macro.
-#define MODICUM_GROUP_PRODUCT(C, A, B)                    \
-  do {                                                    \
-    _tile_loadd(A, rows, stride);                         \
-    _tile_loadd(B, x.x, 64);                              \
-    if constexpr (dtype == DType::int8) {                 \
-      _tile_zero(C);                                      \
-      _tile_dpbssd(C, A, B);                              \
-    } else {                                              \
-      _tile_loadd(C, x.correction, 0);                    \
-      _tile_dpbusd(C, A, B);                              \
-    }                                                     \
-    _tile_stored(C, sums[C], 64);                         \
+#define MODICUM_GROUP_PRODUCT(C, A, B)    \
+  do {                                    \
+    _tile_loadd(A, rows, stride);         \
+    _tile_loadd(B, x.x, 64);              \
+    if constexpr (dtype == DType::int8) { \
+      _tile_zero(C);                      \
+      _tile_dpbssd(C, A, B);              \
+    } else {                              \
+      _tile_loadd(C, x.correction, 0);    \
+      _tile_dpbusd(C, A, B);              \
+    }                                     \
+    _tile_stored(C, sums[C], 64);         \
   } while (false)
 
-/// Integer sums wait in memory until those of kInFlight − 1 further groups are on their way: a load of what a tile store
-/// has just written would wait for the tile unit's whole latency, about 100 cycles.
+/// Integer sums wait in memory until those of kInFlight − 1 further groups are on their way: a load of what a
+/// tile store has just written would wait for the tile unit's whole latency, about 100 cycles.
 struct TileKernel {
   static constexpr bool kSigned = true;  ///< what staging yields
   static constexpr int kInFlight = 4;
@@ -80,7 +81,8 @@ struct TileKernel {
 
   /// One group's integer sums, to memory.
   template <DType dtype, int C>
-  static void start(const IntegerPanel& w, const TokenTile& x, std::size_t g, std::int32_t (*sums)[kTileFloats]) {
+  static void start(const IntegerPanel& w, const TokenTile& x, std::size_t g,
+                    std::int32_t (*sums)[kTileFloats]) {
     const std::uint8_t* const rows = w.w + g * w.step;
     const auto stride = static_cast<long>(w.stride);
     if constexpr (C == 0) MODICUM_GROUP_PRODUCT(0, 4, 6);
@@ -101,7 +103,9 @@ void run(const Work& work, const WeightView& w, const void* x, std::size_t token
 
 }  // namespace
 
-void matmul_integers(const MatmulTask& task) { run(Outputs{task}, task.w, task.x, task.tokens, task.scratch); }
+void matmul_integers(const MatmulTask& task) {
+  run(Outputs{task}, task.w, task.x, task.tokens, task.scratch);
+}
 
 void gated_integers(const GatedTask& task) {
   const GatedIntegers work(task);

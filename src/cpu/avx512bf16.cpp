@@ -63,6 +63,36 @@ void pack(DType dtype, const float* x, std::size_t tokens, std::size_t cols, std
   }
 }
 
+#include "avx512.inc"
+
+/// 16 × 16 sums in registers; a pair of A's inputs is broadcast, a vector of B's serves 16 rows.
+struct Products {
+  template <int J>
+  static void run(const bf16* a, std::size_t a_tile, std::size_t a_step, const bf16* b, std::size_t count,
+                  bool fresh, float* c) {
+    for (int j = 0; j < J; ++j, a += a_tile, c += 256) {
+      __m512 sums[16];
+      for (int r = 0; r < 16; ++r) sums[r] = fresh ? _mm512_setzero_ps() : _mm512_load_ps(c + r * 16);
+      for (std::size_t i = 0; i < count; ++i) {
+        for (std::size_t p = 0; p < 16; ++p) {
+          const auto lanes = (__m512bh)_mm512_load_si512(b + i * 512 + p * 32);
+          for (std::size_t r = 0; r < 16; ++r) {
+            std::int32_t pair;
+            std::memcpy(&pair, a + i * a_step + r * 32 + 2 * p, 4);
+            sums[r] = _mm512_dpbf16_ps(sums[r], lanes, (__m512bh)_mm512_set1_epi32(pair));
+          }
+        }
+      }
+      for (int r = 0; r < 16; ++r) _mm512_store_ps(c + r * 16, sums[r]);
+    }
+  }
+};
+
+void enter() {}
+void leave() {}
+
+#include "attention_lanes.inc"
+
 }  // namespace modicum::cpu::avx512bf16
 MODICUM_TARGET_END
 
@@ -75,6 +105,7 @@ const KernelTable& avx512bf16_kernels() {
     t.packed_bytes = avx512bf16::packed_bytes;
     t.pack = avx512bf16::pack;
     t.matmul = avx512bf16::matmul;
+    t.lanes = &avx512bf16::kLaneKernels;
     return t;
   }();
   return table;

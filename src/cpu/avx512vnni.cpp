@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Integer dot products (VPDPBUSD): four products of unsigned weights and signed activations a lane, summed exactly.
-// Everything else is AVX-512's.
+// Integer dot products (VPDPBUSD): four products of unsigned weights and signed activations a lane, summed
+// exactly. Everything else is AVX-512's.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -14,11 +14,12 @@ MODICUM_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16
 namespace modicum::cpu::avx512vnni {
 
 #include "avx512.inc"
-#include "tiles.inc"
 #include "integer_tiles.inc"
+#include "tiles.inc"
 
-/// 16 × 16 sums in registers, 8 outputs at a time: each four bytes of weights are broadcast once, each vector of
-/// activations is loaded once for 8 outputs, so that a multiply-add costs 9/8 loads of the two that a cycle has.
+/// 16 × 16 sums in registers, 8 outputs at a time: each four bytes of weights are broadcast once, each vector
+/// of activations is loaded once for 8 outputs, so that a multiply-add costs 9/8 loads of the two that a
+/// cycle has.
 struct TileKernel {
   static constexpr bool kSigned = false;
 
@@ -65,7 +66,8 @@ std::size_t packed_bytes(DType dtype, std::size_t tokens, std::size_t cols) {
   return integer_tile_bytes(tokens, cols);
 }
 
-void pack(DType dtype, const float* x, std::size_t tokens, std::size_t cols, std::size_t group, void* packed) {
+void pack(DType dtype, const float* x, std::size_t tokens, std::size_t cols, std::size_t group,
+          void* packed) {
   if (is_float(dtype)) return avx512_kernels().pack(dtype, x, tokens, cols, group, packed);
   pack_token_tiles(dtype, x, tokens, cols, group, packed);
 }
@@ -81,7 +83,9 @@ void gated(const GatedTask& task) {
   IntegerProducts<TileKernel, GatedIntegers>(work, task.gate, task.x, task.tokens, task.scratch).run();
 }
 
-bool fuses(DType dtype, DType next, std::size_t) { return !is_float(dtype) && !is_float(next); }
+bool fuses(DType dtype, DType next, std::size_t) {
+  return !is_float(dtype) && !is_float(next);
+}
 
 void silu_mul(float* gate, const float* up, std::size_t n) {
   for (std::size_t i = 0; i < n; i += 16) {

@@ -84,6 +84,46 @@ struct SoftmaxRow {
   alignas(kAlignment) float p[ops::kKeyTile];  ///< scores, then weights, of the current tile
 };
 
+/// A tile of bf16 keys and values of one key head for kernels whose lanes are query rows.
+struct alignas(kAlignment) LaneTile {
+  bf16 k[ops::kKeyTile * kMostHeadDim];   ///< [16 keys][32 of head_dim][16][32]
+  bf16 v[ops::kKeyTile * kMostHeadDim];   ///< [key][head_dim]
+  bf16 vt[ops::kKeyTile * kMostHeadDim];  ///< [16 of head_dim][32 keys][16][32]
+};
+
+/// The running softmax of 16 query rows.
+struct alignas(kAlignment) QueryLanes {
+  float most[16];          ///< the largest score, before scaling; kNothingSeen at first
+  float sum[16];           ///< Σ p
+  std::int32_t first[16];  ///< keys [first, last) of the current tile are seen
+  std::int32_t last[16];
+  float* o = nullptr;  ///< [head_dim][16]: Σ p v, rows in the kernel's order
+};
+inline constexpr float kNothingSeen = -1e30f;
+
+/// Attention of 16 query rows at a time, for head sizes that are a multiple of 32; see attention_lanes.inc.
+struct LaneKernels {
+  /// Before and after the other calls of a task, on its thread.
+  void (*enter)();
+  void (*leave)();
+  /// Fills keys [begin, begin + rows.count) of `tile`.
+  void (*load)(const KeyRows& rows, std::size_t head_dim, std::size_t begin, LaneTile& tile);
+  /// Makes a tile of `count` keys ready.
+  void (*finish)(LaneTile& tile, std::size_t count, std::size_t head_dim);
+  /// Packs 16 rows (null: idle lanes) of f32 [head_dim] to bf16 [16 · head_dim].
+  void (*pack)(const float* const* rows, std::size_t head_dim, bf16* to);
+  /// s[key][lane] for blocks [first, last) of 16 keys; a tile has whole pairs of blocks.
+  void (*scores)(const bf16* q, const LaneTile& tile, std::size_t head_dim, std::size_t first,
+                 std::size_t last, float* s);
+  /// Moves the running softmax on by the tile's first `count` keys; unless `masked`, every lane sees all.
+  void (*step)(QueryLanes& state, const LaneTile& tile, std::size_t count, std::size_t head_dim, float scale,
+               bool masked, const float* s);
+  /// Adds the partial result of later keys.
+  void (*merge)(QueryLanes& state, const QueryLanes& part, std::size_t head_dim, float scale);
+  /// Writes o / sum to 16 rows (null: idle lanes).
+  void (*write)(const QueryLanes& state, std::size_t head_dim, float* const* out);
+};
+
 struct KernelTable {
   ops::Isa isa;
   /// Bytes that `pack` fills for this shape.
@@ -106,7 +146,11 @@ struct KernelTable {
   /// Products, activation and packing in one, for what `fuses` says.
   void (*gated)(const GatedTask& task) = nullptr;
   /// Whether `gated` serves weights of `dtype` before weights of `next` for so many tokens.
-  bool (*fuses)(DType dtype, DType next, std::size_t tokens) = [](DType, DType, std::size_t) { return false; };
+  bool (*fuses)(DType dtype, DType next, std::size_t tokens) = [](DType, DType, std::size_t) {
+    return false;
+  };
+  /// For bf16 keys and values; null where rows are attended to one by one.
+  const LaneKernels* lanes = nullptr;
 };
 
 const KernelTable& plain_kernels();

@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cmath>
+#include <memory>
+
+#include "attention_block.hpp"
+
+namespace modicum::ops {
+
+/// Attention row by row in f32: for every key dtype and head size.
+class RowAttention {
+ public:
+  explicit RowAttention(const AttentionBlock& block) : block_(block), space_(workspace()) {}
+
+  void run() {
+    start_rows();
+    const std::size_t tiles = block_.tiles();
+    for (std::size_t t = 0; t < tiles; ++t) {
+      block_.walk(t, [&](const KeyTile& tile, std::size_t part_begin, std::size_t part_end, std::size_t row,
+                         std::size_t rows) { meet(tile, part_begin, part_end, row, rows); });
+    }
+    finish_rows();
+  }
+
+ private:
+  /// What one thread needs for one task; kept between tasks.
+  struct Workspace {
+    cpu::TileBuffer tile;
+    std::vector<cpu::SoftmaxRow> rows;
+    std::vector<float> sums;  ///< with room to align
+    std::vector<float> before;
+  };
+
+  static Workspace& workspace() {
+    thread_local std::unique_ptr<Workspace> own = std::make_unique<Workspace>();
+    return *own;
+  }
+
+  void start_rows() {
+    const std::size_t count = block_.rows();
+    const std::size_t width = cpu::padded(block_.shape.head_dim, 16);
+    if (space_.rows.size() < count) space_.rows.resize(count);
+    const std::size_t need = count * width + cpu::kAlignment / sizeof(float);
+    if (space_.sums.size() < need) space_.sums.resize(need);
+    auto* o = reinterpret_cast<float*>(
+        cpu::padded(reinterpret_cast<std::uintptr_t>(space_.sums.data()), cpu::kAlignment));
+    std::fill_n(o, count * width, 0.0f);
+    for (std::size_t r = 0; r < count; ++r, o += width) {
+      cpu::SoftmaxRow& row = space_.rows[r];
+      row.o = o;
+      row.most = -INFINITY;
+      row.sum = 0.0f;
+    }
+  }
+
+  void meet(const KeyTile& tile, std::size_t part_begin, std::size_t part_end, std::size_t row,
+            std::size_t count) {
+    block_.for_each_query(part_begin, part_end, row, [&](const Part& part, std::size_t n, std::size_t at) {
+      const auto [first, last] = block_.seen(tile, part.first_position() + n);
+      for (std::size_t h = 0; h < block_.heads(); ++h) {
+        space_.rows[at + h].first = first;
+        space_.rows[at + h].last = last;
+      }
+    });
+    std::size_t begin = 0;
+    for (const KeyRun& run : tile.runs) {
+      cpu::kernels().load_keys(block_.shape.kv_dtype, block_.keys(run), block_.shape.head_dim, begin,
+                               space_.tile);
+      begin += run.count;
+    }
+    block_.for_each_origin(tile, [&](std::size_t origin, std::size_t first, std::size_t last) {
+      score(block_.queries_for(origin), part_begin, part_end, row, count, first, last);
+    });
+    // Rows that see nothing of this tile must not meet it: their largest score is still −∞.
+    for (std::size_t r = row; r < row + count;) {
+      std::size_t end = r;
+      while (end < row + count && space_.rows[end].first < space_.rows[end].last) ++end;
+      if (end > r) cpu::kernels().accumulate(&space_.rows[r], end - r, space_.tile, block_.shape.head_dim);
+      r = end + 1;
+    }
+  }
+
+  /// Scores of keys [first, last) of the tile with the queries' form for that rotation. A block of keys may
+  /// hold some of another rotation: their scores are put back.
+  void score(const float* queries, std::size_t part_begin, std::size_t part_end, std::size_t row,
+             std::size_t count, std::size_t first, std::size_t last) {
+    const std::size_t head_dim = block_.shape.head_dim;
+    block_.for_each_query(part_begin, part_end, row, [&](const Part& part, std::size_t n, std::size_t at) {
+      const float* q = queries + block_.offset(part, n);
+      for (std::size_t h = 0; h < block_.heads(); ++h) space_.rows[at + h].q = q + h * head_dim;
+    });
+    cpu::SoftmaxRow* rows = &space_.rows[row];
+    space_.before.resize(std::max(space_.before.size(), count * first));
+    for (std::size_t r = 0; r < count; ++r) std::copy_n(rows[r].p, first, &space_.before[r * first]);
+    cpu::kernels().scores(rows, count, space_.tile, head_dim, block_.shape.scale,
+                          static_cast<std::uint32_t>(first), static_cast<std::uint32_t>(last));
+    for (std::size_t r = 0; r < count; ++r) std::copy_n(&space_.before[r * first], first, rows[r].p);
+  }
+
+  void finish_rows() {
+    const std::size_t head_dim = block_.shape.head_dim;
+    block_.for_each_query(0, block_.parts.size(), 0, [&](const Part& part, std::size_t n, std::size_t at) {
+      float* out = block_.out + block_.offset(part, n);
+      for (std::size_t h = 0; h < block_.heads(); ++h, out += head_dim) {
+        const cpu::SoftmaxRow& row = space_.rows[at + h];
+        const float inverse = 1.0f / row.sum;
+        for (std::size_t d = 0; d < head_dim; ++d) out[d] = row.o[d] * inverse;
+      }
+    });
+  }
+
+  const AttentionBlock& block_;
+  Workspace& space_;
+};
+
+}  // namespace modicum::ops
