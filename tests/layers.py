@@ -24,7 +24,8 @@ STANDS_ON: dict[str, tuple[str, ...]] = {
     "decode": ("model",),
     "search": ("decode",),
     "cag": ("decode",),
-    "python": ("search", "cag"),
+    "retrofit": ("model",),
+    "python": ("search", "cag", "retrofit"),
 }
 # The kernels are the inside of ops: each sees the other.
 STANDS_ON["ops"] += ("cpu",)

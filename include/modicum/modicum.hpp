@@ -10,5 +10,7 @@
 #include <modicum/decode/tree_step_model.hpp>
 #include <modicum/io/checkpoint.hpp>
 #include <modicum/model/model.hpp>
+#include <modicum/retrofit/quantize.hpp>
+#include <modicum/retrofit/round.hpp>
 #include <modicum/search/beam.hpp>
 #include <modicum/text/tokenizer.hpp>

@@ -8,7 +8,7 @@
 
 from importlib import metadata as _metadata
 
-from modicum import cag, decode
+from modicum import cag, decode, retrofit
 from modicum._core import (
     Branch,
     Cancelled,
@@ -62,5 +62,6 @@ __all__ = [
     "decode",
     "extend",
     "load",
+    "retrofit",
     "supported_isas",
 ]

@@ -7,7 +7,7 @@ import numpy
 import numpy.typing
 import os
 import typing
-__all__: list[str] = ['Answer', 'BeamHypothesis', 'Branch', 'Cancelled', 'Citation', 'ContextOverflow', 'Corrupt', 'Cost', 'DeviceError', 'Error', 'FingerprintMismatch', 'FormatError', 'GenerateResult', 'InvalidArgument', 'IoError', 'Knowledge', 'Model', 'ModelConfig', 'OutOfMemory', 'StreamDecoder', 'Tokenizer', 'Unsupported', 'active_isa', 'beam', 'build_knowledge', 'extend', 'generate', 'inspect_knowledge', 'supported_isas', 'warp']
+__all__: list[str] = ['Answer', 'BeamHypothesis', 'Branch', 'Cancelled', 'Citation', 'ContextOverflow', 'Corrupt', 'Cost', 'DeviceError', 'Error', 'FingerprintMismatch', 'FormatError', 'GenerateResult', 'InvalidArgument', 'IoError', 'Knowledge', 'Model', 'ModelConfig', 'OutOfMemory', 'StreamDecoder', 'Tokenizer', 'Unsupported', 'active_isa', 'beam', 'build_knowledge', 'extend', 'generate', 'inspect_knowledge', 'quantize', 'round_rows', 'supported_isas', 'warp']
 class Error(Exception):
     """
     Root of everything that modicum raises.
@@ -229,6 +229,9 @@ class Model:
     def path(self) -> str:
         ...
     @property
+    def quantization(self) -> str | None:
+        ...
+    @property
     def threads(self) -> int:
         ...
     @property
@@ -373,6 +376,15 @@ def generate(start: Branch, prompt: collections.abc.Sequence[typing.SupportsInt 
 def inspect_knowledge(path: os.PathLike | str | bytes) -> dict:
     """
     What a knowledge file holds, after checking its seal and checksums.
+    """
+def quantize(source: os.PathLike | str | bytes, out: os.PathLike | str | bytes, *, bits: typing.SupportsInt | typing.SupportsIndex, group: typing.SupportsInt | typing.SupportsIndex, head_bits: typing.SupportsInt | typing.SupportsIndex | None, threads: typing.SupportsInt | typing.SupportsIndex, progress: typing.Any) -> dict:
+    ...
+def round_rows(weights: typing.Annotated[numpy.typing.ArrayLike, numpy.float32], *, bits: typing.SupportsInt | typing.SupportsIndex, group: typing.SupportsInt | typing.SupportsIndex = 32, scale_dtype: str = 'bf16') -> tuple:
+    """
+    Rounds float32 weights [rows, cols] as `quantize` does.
+    
+    Returns (int8 [rows, cols], float32 scales [rows, cols / group]): weights ≈ integers · scales, with a scale for each
+    `group` columns that `scale_dtype` holds exactly. Weights must be finite.
     """
 def supported_isas() -> list[str]:
     ...

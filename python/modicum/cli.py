@@ -1,4 +1,4 @@
-"""The command line: ``modicum info | generate | cag build | cag ask | cag inspect | demo``.
+"""The command line: ``modicum info | generate | quantize | cag build | cag ask | cag inspect | demo``.
 
 Exit codes: 0 done, 1 a modicum error (one line on standard error), 2 wrong usage, 130 interrupted.
 """
@@ -47,6 +47,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_info(commands)
     _add_generate(commands)
+    _add_quantize(commands)
     _add_cag(commands)
     _add_demo(commands)
     return parser
@@ -110,6 +111,27 @@ def _add_generate(commands: Any) -> None:
     parser.add_argument("--length-penalty", type=float, default=1.0, metavar="L")
 
 
+def _add_quantize(commands: Any) -> None:
+    parser = _command(
+        commands, "quantize", run_quantize, "Round the linear layers of a model to integers of 8 or 4 bits."
+    )
+    parser.add_argument("--model", required=True, metavar="DIR", help="a Hugging Face model directory")
+    parser.add_argument("--out", required=True, metavar="DIR", help="a new directory for the result")
+    parser.add_argument("--bits", type=int, choices=[8, 4], default=8, help="default: 8")
+    parser.add_argument(
+        "--group", type=_positive, default=32, metavar="N", help="columns that share a scale; default: 32"
+    )
+    parser.add_argument(
+        "--head",
+        choices=["keep", "int8", "int4"],
+        default="keep",
+        help="the output head: as it is (default), or integers of its own beside a tied embedding",
+    )
+    parser.add_argument(
+        "--threads", type=_positive, metavar="N", help="default: every processor of this process"
+    )
+
+
 def _add_cag(commands: Any) -> None:
     help = "Cache-augmented generation: read documents once, answer from them ever after."
     cag = commands.add_parser("cag", help=help, description=help)
@@ -148,6 +170,7 @@ def run_info(arguments: argparse.Namespace) -> None:
         "parameters": model.parameters,
         "weight_bytes": model.weight_bytes,
         "dtype": model.dtype,
+        "quantization": model.quantization,
         "layers": config.num_hidden_layers,
         "hidden_size": config.hidden_size,
         "heads": config.num_attention_heads,
@@ -208,6 +231,20 @@ def _results_as_text(report: dict[str, Any], arguments: argparse.Namespace) -> s
     if arguments.beams == 1:
         return ""  # streamed already
     return "\n".join(f"{result['score']:.4f}\t{result['text']}" for result in report["results"])
+
+
+def run_quantize(arguments: argparse.Namespace) -> None:
+    with reporter("quantising", unit="bytes", quiet=arguments.json) as progress:
+        report = mo.retrofit.quantize(
+            arguments.model,
+            arguments.out,
+            bits=arguments.bits,
+            group=arguments.group,
+            head=arguments.head,
+            threads=arguments.threads,
+            progress=progress,
+        )
+    _print(report.to_dict(), arguments, lambda _: f"{arguments.out}:\n{report}")
 
 
 def run_cag_build(arguments: argparse.Namespace) -> None:

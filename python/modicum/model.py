@@ -81,8 +81,13 @@ class Model:
 
     @property
     def dtype(self) -> str:
-        """Of the weights and of keys and values: "f32", "bf16" or "f16"."""
+        """Of the weights (but for integers) and of keys and values: "f32", "bf16" or "f16"."""
         return self._core.dtype
+
+    @property
+    def quantization(self) -> str | None:
+        """How linear layers are stored as integers ("int4 by groups of 32"), or None."""
+        return self._core.quantization
 
     @property
     def threads(self) -> int:
@@ -262,7 +267,10 @@ def load(path: str | Path, *, dtype: str = "auto", threads: int | None = None) -
 
     Parameters
     ----------
-    path : the directory with config.json, *.safetensors and tokenizer.json.
+    path : the directory with config.json, *.safetensors and tokenizer.json. Linear layers may be floats, or
+        symmetric integers of 4 or 8 bits as compressed-tensors stores them ("pack-quantized" and
+        "int-quantized"), by groups of a multiple of 32 columns or by rows. The inputs of such layers are
+        rounded to int8 by groups of 32 as they come.
     dtype : "auto" (as stored), "f32", "bf16" or "f16"; another than the stored one takes memory for a copy.
     threads : None means every processor that this process may use.
 

@@ -15,15 +15,15 @@ _SECONDS_BETWEEN_LINES = 5.0
 
 
 @contextmanager
-def reporter(label: str, *, quiet: bool = False) -> Iterator[Progress | None]:
+def reporter(label: str, *, unit: str = "tokens", quiet: bool = False) -> Iterator[Progress | None]:
     """A progress callback that draws to standard error while the block runs; None where `quiet`."""
     if quiet:
         yield None
     elif sys.stderr.isatty():
-        with tqdm(desc=label, unit=" tokens", leave=False) as bar:
+        with tqdm(desc=label, unit=f" {unit}", unit_scale=unit == "bytes", leave=False) as bar:
             yield lambda _stage, done, total: _advance(bar, done, total)
     else:
-        yield _plain_lines(label)
+        yield _plain_lines(label, unit)
 
 
 def _advance(bar: tqdm, done: int, total: int) -> None:
@@ -31,14 +31,14 @@ def _advance(bar: tqdm, done: int, total: int) -> None:
     bar.update(done - bar.n)
 
 
-def _plain_lines(label: str) -> Progress:
+def _plain_lines(label: str, unit: str) -> Progress:
     last = time.monotonic()
 
     def on_progress(_stage: str, done: int, total: int) -> None:
         nonlocal last
         now = time.monotonic()
         if now - last >= _SECONDS_BETWEEN_LINES:
-            print(f"{label}: {done} of {total} tokens", file=sys.stderr, flush=True)
+            print(f"{label}: {done} of {total} {unit}", file=sys.stderr, flush=True)
             last = now
 
     return on_progress

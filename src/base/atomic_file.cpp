@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <cerrno>
-#include <random>
 #include <string_view>
 #include <system_error>
 #include <utility>
@@ -14,43 +13,10 @@
 #include <modicum/base/error.hpp>
 
 #include "quote.hpp"
+#include "temporary.hpp"
 
 namespace modicum {
 namespace {
-
-constexpr std::string_view kSuffix = ".tmp";
-constexpr std::size_t kRandomDigits = 16;
-
-std::filesystem::path directory_of(const std::filesystem::path& path) {
-  return path.has_parent_path() ? path.parent_path() : std::filesystem::path(".");
-}
-
-/// What the names of all temporaries of `path` begin with; cut so that they fit into 255 bytes.
-std::string stem_of(const std::filesystem::path& path) {
-  return path.filename().string().substr(0, 200) + ".";
-}
-
-std::string random_digits() {
-  constexpr std::string_view kDigits = "0123456789abcdef";
-  std::random_device device;
-  std::string text;
-  while (text.size() < kRandomDigits) text += kDigits[device() & 15u];
-  return text;
-}
-
-bool consists_of(std::string_view text, std::string_view characters) {
-  return !text.empty() && text.find_first_not_of(characters) == std::string_view::npos;
-}
-
-/// Whether `name` reads `<stem><pid>-<random>.tmp`.
-bool is_temporary(std::string_view name, std::string_view stem) {
-  if (!name.starts_with(stem) || !name.ends_with(kSuffix)) return false;
-  if (name.size() < stem.size() + kSuffix.size()) return false;
-  name = name.substr(stem.size(), name.size() - stem.size() - kSuffix.size());
-  const std::size_t dash = name.find('-');
-  return dash != std::string_view::npos && consists_of(name.substr(0, dash), "0123456789") &&
-         name.size() - dash - 1 == kRandomDigits && consists_of(name.substr(dash + 1), "0123456789abcdef");
-}
 
 /// Removes what crashed writers left. A live writer holds a lock on its temporary, which the system releases
 /// when the process ends, however it ends.
@@ -67,14 +33,6 @@ void remove_leftovers(const std::filesystem::path& path) {
   }
 }
 
-/// Takes the lock that marks `descriptor` as in use. False where a cleaner unlinked the file just before.
-bool claim(int descriptor) {
-  while (::flock(descriptor, LOCK_EX) != 0 && errno == EINTR) {
-  }
-  struct stat status{};
-  return ::fstat(descriptor, &status) == 0 && status.st_nlink > 0;
-}
-
 }  // namespace
 
 AtomicFile::AtomicFile(std::filesystem::path path, unsigned mode) : path_(std::move(path)) {
@@ -83,8 +41,7 @@ AtomicFile::AtomicFile(std::filesystem::path path, unsigned mode) : path_(std::m
   }
   remove_leftovers(path_);
   while (descriptor_ < 0) {
-    temporary_ = directory_of(path_) /
-                 (stem_of(path_) + std::to_string(::getpid()) + "-" + random_digits() + std::string(kSuffix));
+    temporary_ = temporary_of(path_);
     descriptor_ = ::open(temporary_.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
     if (descriptor_ < 0 && errno != EEXIST && errno != EINTR)
       fail_io("creating a temporary beside it", errno);

@@ -121,18 +121,18 @@ std::optional<DType> float_dtype(std::string_view name) {
   return std::nullopt;
 }
 
-std::string shape_text(const std::vector<std::uint64_t>& shape) {
-  std::string text = "[";
-  for (const std::uint64_t extent : shape) text += (text.size() > 1 ? ", " : "") + std::to_string(extent);
-  return text + "]";
-}
-
 bool has_shape(const std::vector<std::uint64_t>& shape, std::size_t rows, std::size_t cols) {
   return (shape.size() == 2 && shape[0] == rows && shape[1] == cols) ||
          (shape.size() == 1 && rows == 1 && shape[0] == cols);
 }
 
 }  // namespace
+
+std::string shape_text(const std::vector<std::uint64_t>& shape) {
+  std::string text = "[";
+  for (const std::uint64_t extent : shape) text += (text.size() > 1 ? ", " : "") + std::to_string(extent);
+  return text + "]";
+}
 
 Checkpoint Checkpoint::open(const fs::path& directory) {
   std::error_code ignored;

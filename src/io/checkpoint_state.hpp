@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <map>
 #include <mutex>
@@ -13,6 +14,9 @@ namespace modicum {
 
 inline constexpr const char* kWeightsFile = "model.safetensors";
 inline constexpr const char* kIndexFile = "model.safetensors.index.json";
+
+/// "[2, 3]".
+std::string shape_text(const std::vector<std::uint64_t>& shape);
 
 struct Checkpoint::State {
   std::filesystem::path directory;

@@ -6,6 +6,7 @@
 
 #include "../base/json.hpp"
 #include "../base/quote.hpp"
+#include "quantization_json.hpp"
 #include "rope_config.hpp"
 
 namespace modicum {
@@ -44,9 +45,9 @@ const Family& family_of(const JsonFields& fields) {
 
 /// Fields whose meaning this version does not implement must not be skipped in silence.
 void refuse_unsupported(const JsonFields& fields) {
-  for (const char* field : {"quantization_config", "num_experts", "num_local_experts", "n_routed_experts",
+  for (const char* field : {"compression_config", "num_experts", "num_local_experts", "n_routed_experts",
                             "moe_intermediate_size", "per_layer_config", "modicum"}) {
-    if (fields.has_value(field)) fields.refuse<Unsupported>(field, "a dense, unquantised model without it");
+    if (fields.has_value(field)) fields.refuse<Unsupported>(field, "a dense model without it");
   }
   const std::string activation = fields.text_or("hidden_act", "silu");
   if (activation != "silu" && activation != "swish") fields.refuse<Unsupported>("hidden_act", "silu");
@@ -206,6 +207,10 @@ ModelConfig parse_model_config(std::string_view config_json, std::string_view ge
   parse_sliding_window(fields, config);
   for (const char* field : {"dtype", "torch_dtype"}) {
     if (config.dtype.empty() && fields.has_value(field)) config.dtype = fields.text(field);
+  }
+  if (fields.has_value("quantization_config")) {
+    config.quantization =
+        parse_quantization(fields.at("quantization_config"), kOp, fields.name("quantization_config"));
   }
   parse_special_tokens(fields, generation, family, config);
   return config;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <cstdlib>
+#include <initializer_list>
 #include <set>
 #include <string>
 
@@ -20,10 +21,7 @@ class Loader {
  public:
   Loader(const Checkpoint& checkpoint, std::optional<DType> dtype)
       : owner_(std::make_shared<Owner>(checkpoint)), config_(owner_->checkpoint.config()) {
-    dtype_ = dtype
-                 ? *dtype
-                 : view("model.layers.0.self_attn.q_proj.weight", config_.query_width(), config_.hidden_size)
-                       .dtype;
+    dtype_ = dtype.value_or(stored_dtype());
   }
 
   ModelWeights load() {
@@ -34,7 +32,7 @@ class Loader {
       weights.head = weights.embedding;
       used_.insert("lm_head.weight");
     } else {
-      weights.head = matrix("lm_head.weight", config_.vocab_size, config_.hidden_size);
+      weights.head = linear_matrix("lm_head", config_.vocab_size, config_.hidden_size);
     }
     weights.norm = vector("model.norm.weight", config_.hidden_size);
     for (std::size_t i = 0; i < config_.num_hidden_layers; ++i) weights.layers.push_back(layer(i));
@@ -47,6 +45,28 @@ class Loader {
   WeightView view(const std::string& name, std::size_t rows, std::size_t cols) {
     used_.insert(name);
     return owner_->checkpoint.weight(name, rows, cols);
+  }
+
+  /// That of the first layer's matrix; where it is integers, that of the embedding.
+  DType stored_dtype() {
+    const DType first =
+        linear_view("model.layers.0.self_attn.q_proj", config_.query_width(), config_.hidden_size).dtype;
+    if (is_float(first)) return first;
+    return view("model.embed_tokens.weight", config_.vocab_size, config_.hidden_size).dtype;
+  }
+
+  WeightView linear_view(const std::string& name, std::size_t rows, std::size_t cols) {
+    const WeightView found = owner_->checkpoint.linear_weight(name, rows, cols);
+    const bool packed = found.dtype == DType::uint8 || found.dtype == DType::uint4;
+    used_.insert(name + (packed ? ".weight_packed" : ".weight"));
+    if (packed) used_.insert(name + ".weight_shape");
+    if (!is_float(found.dtype)) used_.insert(name + ".weight_scale");
+    return found;
+  }
+
+  WeightView linear_matrix(const std::string& name, std::size_t rows, std::size_t cols) {
+    const WeightView found = linear_view(name, rows, cols);
+    return found.dtype == dtype_ || !is_float(found.dtype) ? found : converted(found);
   }
 
   WeightView matrix(const std::string& name, std::size_t rows, std::size_t cols) {
@@ -79,7 +99,7 @@ class Loader {
   }
 
   LinearWeights linear(const std::string& name, std::size_t rows, std::size_t cols, bool bias) {
-    LinearWeights weights{.weight = matrix(name + ".weight", rows, cols), .bias = {}};
+    LinearWeights weights{.weight = linear_matrix(name, rows, cols), .bias = {}};
     if (bias) weights.bias = vector(name + ".bias", rows);
     return weights;
   }
@@ -103,9 +123,25 @@ class Loader {
     weights.gate = linear(mlp + "gate_proj", config_.intermediate_size, hidden, config_.mlp_bias);
     weights.up = linear(mlp + "up_proj", config_.intermediate_size, hidden, config_.mlp_bias);
     weights.down = linear(mlp + "down_proj", hidden, config_.intermediate_size, config_.mlp_bias);
+    refuse_mixture(attention + "{q,k,v}_proj", {&weights.q, &weights.k, &weights.v});
+    refuse_mixture(mlp + "{gate,up}_proj", {&weights.gate, &weights.up});
     // Buffers that older versions of transformers wrote; they follow from the configuration.
     used_.insert(attention + "rotary_emb.inv_freq");
     return weights;
+  }
+
+  /// Layers that read one input share its rounding.
+  static void refuse_mixture(const std::string& names, std::initializer_list<const LinearWeights*> layers) {
+    const DType first = (*layers.begin())->weight.dtype;
+    for (const LinearWeights* layer : layers) {
+      if (layer->weight.dtype == first) continue;
+      fail<Unsupported>(
+          {.op = "model.load",
+           .what = "layers '" + names + "'",
+           .expected = "one format for all of them",
+           .got = std::string(name_of(first)) + " and " + std::string(name_of(layer->weight.dtype)),
+           .todo = "quantise all of them alike"});
+    }
   }
 
   void refuse_unused() const {

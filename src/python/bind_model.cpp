@@ -60,6 +60,19 @@ Model load(const std::filesystem::path& path, const std::string& dtype, std::siz
   return Model::load(path, options);
 }
 
+/// "int4 by groups of 32" for each scheme, or None.
+std::optional<std::string> quantization(const Model& model) {
+  const std::optional<QuantizationConfig>& config = model.config().quantization;
+  if (!config) return std::nullopt;
+  std::string text;
+  for (const QuantizationScheme& scheme : config->schemes) {
+    if (!text.empty()) text += ", ";
+    text += "int" + std::to_string(scheme.bits);
+    text += scheme.group == 0 ? std::string(" by rows") : " by groups of " + std::to_string(scheme.group);
+  }
+  return text;
+}
+
 void bind_config(py::module_& m) {
   py::class_<ModelConfig>(m, "ModelConfig", "What config.json says of the model, in transformers' names.")
       .def_readonly("model_type", &ModelConfig::model_type)
@@ -131,16 +144,8 @@ Keys and values that branches share are read from memory once for all of them. R
                                  bytes += self.checkpoint().info(name).bytes();
                                return bytes;
                              })
-      .def_property_readonly("parameters",
-                             [](const Model& self) {
-                               std::uint64_t count = 0;
-                               for (const auto& name : self.checkpoint().names()) {
-                                 std::uint64_t size = 1;
-                                 for (const auto extent : self.checkpoint().info(name).shape) size *= extent;
-                                 count += size;
-                               }
-                               return count;
-                             })
+      .def_property_readonly("parameters", [](const Model& self) { return self.checkpoint().parameters(); })
+      .def_property_readonly("quantization", &quantization)
       .def_property_readonly("kv_bytes_per_token",
                              [](const Model& self) { return self.transformer().kv_shape().token_bytes(); })
       .def_property_readonly("fingerprint",
@@ -159,7 +164,8 @@ Keys and values that branches share are read from memory once for all of them. R
 
   m.def(
       "active_isa", [] { return ops::name_of(ops::active_isa()); },
-      "The instruction set whose kernels run: plain, avx2, avx512, avx512vnni, avx512bf16 or amx (MODICUM_ISA forces "
+      "The instruction set whose kernels run: plain, avx2, avx512, avx512vnni, avx512bf16 or amx "
+      "(MODICUM_ISA forces "
       "one).");
   m.def("supported_isas", [] {
     std::vector<std::string_view> names;

@@ -23,6 +23,7 @@ void bind_text(py::module_& m);
 void bind_model(py::module_& m);
 void bind_decode(py::module_& m);
 void bind_cag(py::module_& m);
+void bind_retrofit(py::module_& m);
 
 using Ids = std::vector<TokenId>;
 

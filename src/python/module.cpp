@@ -50,4 +50,5 @@ PYBIND11_MODULE(_core, m) {
   modicum::python::bind_model(m);
   modicum::python::bind_decode(m);
   modicum::python::bind_cag(m);
+  modicum::python::bind_retrofit(m);
 }

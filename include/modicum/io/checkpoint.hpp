@@ -43,6 +43,14 @@ class Checkpoint {
   /// not align it to its element size, the first call makes an aligned copy that the checkpoint keeps. Throws
   /// `FormatError` unless it is [rows, cols] of F32, BF16 or F16. Safe from several threads.
   WeightView weight(std::string_view tensor, std::size_t rows, std::size_t cols) const;
+  /// The matrix of the linear layer called `module` ("model.layers.0.mlp.up_proj"): the float tensor
+  /// `module`.weight, or integers with their scales in place, where quantization_config says so and
+  /// `module`.weight_packed (or an int8 `module`.weight) and `module`.weight_scale are there. Throws
+  /// `FormatError` where configuration and tensors do not agree, `Unsupported` for zero points, reordered
+  /// columns, and where the columns are no multiple of the group.
+  WeightView linear_weight(std::string_view module, std::size_t rows, std::size_t cols) const;
+  /// Weights of all tensors; scales and shapes that belong to packed integers do not count.
+  std::uint64_t parameters() const;
   const std::vector<SafetensorsFile>& files() const noexcept;
 
   /// XXH3-128 over config.json's meaning for the forward pass and every tensor's name, dtype, shape and

@@ -9,6 +9,8 @@
 #include <string_view>
 #include <vector>
 
+#include <modicum/io/quantization_config.hpp>
+
 namespace modicum {
 
 enum class RopeType { standard, linear, llama3, yarn };
@@ -53,6 +55,7 @@ struct ModelConfig {
   std::string dtype;                        ///< as written in config.json ("bfloat16", …), "" where absent
   std::vector<std::int32_t> eos_token_ids;  ///< generation_config.json first, else config.json
   std::optional<std::int32_t> bos_token_id;
+  std::optional<QuantizationConfig> quantization;  ///< empty: all weights are floats
 
   /// Width of all query heads together, and of all key (or value) heads together.
   std::size_t query_width() const noexcept { return num_attention_heads * head_dim; }

@@ -31,16 +31,18 @@ struct LayerWeights {
 /// A checkpoint's tensors by their role. Matrices are views into the mapped files, or into memory of their
 /// own where another dtype was asked for; vectors are copied to f32.
 struct ModelWeights {
-  DType dtype = DType::f32;  ///< of every matrix
+  DType dtype = DType::f32;  ///< of every matrix that is not integers, and of keys and values
   WeightView embedding;      ///< [vocab_size, hidden_size]
   WeightView head;           ///< [vocab_size, hidden_size]; the embedding where they are tied
   std::vector<float> norm;
   std::vector<LayerWeights> layers;
   std::shared_ptr<const void> owner;  ///< mapped files and converted copies
 
-  /// `dtype` empty: the one in which the first layer's matrices are stored. Throws `FormatError` for a tensor
-  /// that is missing, has another shape, or that a model of this configuration does not have (leaving it out
-  /// would answer from the wrong model).
+  /// `dtype` empty: the one in which the first layer's matrices are stored, or the embedding where those are
+  /// integers, which stay as they are. Throws `FormatError` for a tensor that is missing, has another shape,
+  /// does not agree with quantization_config, or that a model of this configuration does not have (leaving it
+  /// out would answer from the wrong model); `Unsupported` as `Checkpoint::linear_weight`, and for layers
+  /// that share an input (q, k and v; gate and up) in different formats.
   static ModelWeights load(const Checkpoint& checkpoint, std::optional<DType> dtype = std::nullopt);
 };
 

@@ -1,0 +1,312 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstring>
+#include <span>
+#include <utility>
+
+#include <modicum/base/atomic_directory.hpp>
+#include <modicum/base/atomic_file.hpp>
+#include <modicum/base/error.hpp>
+#include <modicum/base/mapped_file.hpp>
+#include <modicum/retrofit/quantize.hpp>
+#include <modicum/retrofit/round.hpp>
+
+#include "../base/quote.hpp"
+#include "quantize_plan.hpp"
+
+namespace modicum::retrofit {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr std::string_view kOp = "quantize";
+/// Weights that a thread rounds at a time: large beside the cost of handing out work, small beside a matrix.
+constexpr std::size_t kTaskWeights = std::size_t{1} << 16;
+constexpr std::size_t kTasksPerThread = 8;
+constexpr std::size_t kCopyBytes = std::size_t{16} << 20;
+/// Tensors whose size is a multiple of a cache line come first, so that each begins on one.
+constexpr std::uint64_t kAlignment = 64;
+
+using Bytes = std::vector<std::byte>;
+
+std::span<const std::byte> bytes_of_text(const std::string& text) {
+  return std::as_bytes(std::span(text));
+}
+
+/// Some rows of a matrix as integers.
+struct RoundedRows {
+  Bytes integers;  ///< as compressed-tensors packs them
+  Bytes scales;
+  double square_error = 0;
+  double square = 0;
+};
+
+/// Element i into the lowest free bits of its byte, offset to be unsigned.
+void pack(std::span<const std::int8_t> integers, std::size_t bits, std::byte* out) {
+  if (bits == 8) {
+    for (std::size_t i = 0; i < integers.size(); ++i) out[i] = static_cast<std::byte>(integers[i] + 128);
+    return;
+  }
+  for (std::size_t i = 0; i < integers.size(); i += 2) {
+    out[i / 2] = static_cast<std::byte>((integers[i] + 8) | (integers[i + 1] + 8) << 4);
+  }
+}
+
+void check_finite(std::span<const float> row, const std::string& tensor, std::size_t index) {
+  for (std::size_t i = 0; i < row.size(); ++i) {
+    if (std::isfinite(row[i])) continue;
+    fail<FormatError>(
+        {.op = kOp,
+         .what = "tensor " + quote(tensor) + " at [" + std::to_string(index) + ", " + std::to_string(i) + "]",
+         .expected = "a finite weight",
+         .got = std::isnan(row[i]) ? "NaN" : "infinity"});
+  }
+}
+
+template <class T>
+RoundedRows round_rows(const WeightView& weights, const QuantizeStep& step, std::size_t group,
+                       std::size_t begin, std::size_t end) {
+  const std::size_t cols = weights.cols;
+  RoundedRows out;
+  out.integers.resize((end - begin) * cols * step.bits / 8);
+  out.scales.resize((end - begin) * cols / group * sizeof(T));
+  std::vector<float> row(cols);
+  std::vector<std::int8_t> integers(group);
+  std::byte* packed = out.integers.data();
+  auto* scales = reinterpret_cast<T*>(out.scales.data());
+  for (std::size_t r = begin; r < end; ++r) {
+    const T* stored = static_cast<const T*>(weights.data) + r * cols;
+    for (std::size_t c = 0; c < cols; ++c) row[c] = to_f32(stored[c]);
+    check_finite(row, step.source, r);
+    for (std::size_t c = 0; c < cols; c += group, packed += group * step.bits / 8) {
+      const std::span<const float> values = std::span(row).subspan(c, group);
+      const float scale = round_group(values, step.bits, weights.dtype, integers);
+      *scales++ = from_f32<T>(scale);
+      pack(integers, step.bits, packed);
+      for (std::size_t i = 0; i < group; ++i) {
+        const double exact = values[i];
+        const double error = exact - static_cast<double>(scale) * integers[i];
+        out.square += exact * exact;
+        out.square_error += error * error;
+      }
+    }
+  }
+  return out;
+}
+
+/// Carries out a plan: writes tensor after tensor and counts.
+class Writer {
+ public:
+  Writer(const Checkpoint& from, const fs::path& to, const QuantizePlan& plan, const QuantizeOptions& options,
+         ThreadPool& pool, const Progress& progress)
+      : from_(from), options_(options), pool_(pool), progress_(progress) {
+    std::vector<TensorSpec> specs;
+    std::vector<TensorSpec> late;
+    for (const QuantizeStep& step : plan.steps) {
+      total_ += from.info(step.source).bytes();
+      for (TensorSpec& spec : outputs_of(step, from, options.group)) {
+        (is_late(spec) ? late : specs).push_back(std::move(spec));
+      }
+    }
+    std::stable_sort(late.begin(), late.end(), [](const TensorSpec& a, const TensorSpec& b) {
+      return alignment(size_of_spec(a)) > alignment(size_of_spec(b));
+    });
+    for (TensorSpec& spec : late) late_names_.push_back(spec.name);
+    specs.insert(specs.end(), std::make_move_iterator(late.begin()), std::make_move_iterator(late.end()));
+    writer_.emplace(to, std::move(specs), shard_bytes());
+  }
+
+  void write(const QuantizeStep& step) {
+    QuantizedKind& kind = kind_of(step.kind);
+    ++kind.tensors;
+    const bool tied_head = step.kind == "head" && step.source != "lm_head.weight";
+    kind.bytes_before += tied_head ? 0 : from_.info(step.source).bytes();
+    step.bits == 0 ? copy(step, kind) : round(step, kind);
+    done_ += from_.info(step.source).bytes();
+  }
+
+  /// What came last in the file, and the commit.
+  void finish() {
+    for (const std::string& name : late_names_) writer_->append(late_.at(name));
+    writer_->commit();
+    report(progress_, kOp, total_, total_);
+  }
+
+  std::vector<QuantizedKind> kinds() const {
+    std::vector<QuantizedKind> kinds = kinds_;
+    for (std::size_t i = 0; i < kinds.size(); ++i) {
+      if (weights_[i] == 0) continue;
+      kinds[i].mean_square_error /= static_cast<double>(weights_[i]);
+      kinds[i].mean_square /= static_cast<double>(weights_[i]);
+    }
+    return kinds;
+  }
+
+ private:
+  static std::uint64_t size_of_spec(const TensorSpec& spec) {
+    std::uint64_t bits = safetensors_bits(spec.dtype);
+    for (const std::uint64_t extent : spec.shape) bits *= extent;
+    return bits / 8;
+  }
+  static std::uint64_t alignment(std::uint64_t size) { return size & (~size + 1); }
+  static bool is_late(const TensorSpec& spec) { return size_of_spec(spec) % kAlignment != 0; }
+
+  /// A source of one file becomes one file (of up to 5 GB, as everywhere), shards become shards of their
+  /// size.
+  std::uint64_t shard_bytes() const {
+    std::uint64_t largest = 0;
+    for (const SafetensorsFile& file : from_.files()) {
+      largest = std::max<std::uint64_t>(largest, file.file().bytes().size());
+    }
+    return from_.files().size() > 1 ? largest : std::uint64_t{5} << 30;
+  }
+
+  QuantizedKind& kind_of(const std::string& name) {
+    const auto found =
+        std::find_if(kinds_.begin(), kinds_.end(), [&](const QuantizedKind& k) { return k.kind == name; });
+    current_ = static_cast<std::size_t>(found - kinds_.begin());
+    if (found != kinds_.end()) return *found;
+    weights_.push_back(0);
+    kinds_.push_back({.kind = name});
+    return kinds_.back();
+  }
+
+  void put(const TensorSpec& spec, Bytes bytes) {
+    is_late(spec) ? void(late_[spec.name] = std::move(bytes)) : writer_->append(bytes);
+  }
+
+  void copy(const QuantizeStep& step, QuantizedKind& kind) {
+    const std::span<const std::byte> bytes = from_.bytes(step.source);
+    const TensorSpec spec = outputs_of(step, from_, options_.group)[0];
+    kind.bytes_after += bytes.size();
+    if (is_late(spec)) return put(spec, Bytes(bytes.begin(), bytes.end()));
+    for (std::size_t begin = 0; begin < bytes.size(); begin += kCopyBytes) {
+      report(progress_, kOp, done_ + begin, total_);
+      writer_->append(bytes.subspan(begin, std::min(kCopyBytes, bytes.size() - begin)));
+    }
+  }
+
+  void round(const QuantizeStep& step, QuantizedKind& kind) {
+    const std::vector<TensorSpec> specs = outputs_of(step, from_, options_.group);
+    const WeightView weights = from_.weight(step.source, step.rows, step.cols);
+    const std::size_t task_rows = std::max<std::size_t>(1, kTaskWeights / step.cols);
+    const std::size_t round_rows_count = task_rows * kTasksPerThread * pool_.size();
+    Bytes scales;
+    for (std::size_t first = 0; first < step.rows; first += round_rows_count) {
+      report(progress_, kOp, done_ + from_.info(step.source).bytes() * first / step.rows, total_);
+      const std::size_t end = std::min(step.rows, first + round_rows_count);
+      for (const RoundedRows& rows : rounded(weights, step, first, end, task_rows)) {
+        writer_->append(rows.integers);
+        scales.insert(scales.end(), rows.scales.begin(), rows.scales.end());
+        kind.mean_square_error += rows.square_error;
+        kind.mean_square += rows.square;
+      }
+    }
+    const std::uint64_t shape[2] = {step.rows, step.cols};
+    const auto shape_bytes = std::as_bytes(std::span(shape));
+    weights_[current_] += step.rows * step.cols;
+    for (const TensorSpec& spec : specs) kind.bytes_after += size_of_spec(spec);
+    put(specs[1], std::move(scales));
+    put(specs[2], Bytes(shape_bytes.begin(), shape_bytes.end()));
+  }
+
+  std::vector<RoundedRows> rounded(const WeightView& weights, const QuantizeStep& step, std::size_t first,
+                                   std::size_t end, std::size_t task_rows) {
+    std::vector<RoundedRows> parts((end - first + task_rows - 1) / task_rows);
+    pool_.run(parts.size(), [&](std::size_t i) {
+      const std::size_t begin = first + i * task_rows;
+      dispatch(weights.dtype, [&](auto t) {
+        parts[i] =
+            round_rows<decltype(t)>(weights, step, options_.group, begin, std::min(end, begin + task_rows));
+      });
+    });
+    return parts;
+  }
+
+  const Checkpoint& from_;
+  const QuantizeOptions& options_;
+  ThreadPool& pool_;
+  const Progress& progress_;
+  std::optional<CheckpointWriter> writer_;
+  std::vector<std::string> late_names_;
+  std::map<std::string, Bytes> late_;
+  std::vector<QuantizedKind> kinds_;
+  std::vector<std::uint64_t> weights_;  ///< that became integers, by kind
+  std::size_t current_ = 0;
+  std::uint64_t done_ = 0;
+  std::uint64_t total_ = 0;
+};
+
+bool is_weights(const fs::path& name) {
+  static constexpr std::string_view kEndings[] = {".safetensors", ".safetensors.index.json",
+                                                  ".bin",         ".bin.index.json",
+                                                  ".pt",          ".pth",
+                                                  ".gguf",        ".h5",
+                                                  ".msgpack",     ".onnx"};
+  const std::string text = name.string();
+  return std::any_of(std::begin(kEndings), std::end(kEndings),
+                     [&](std::string_view ending) { return text.ends_with(ending); });
+}
+
+/// Tokenizer, generation_config.json, licence and the like; not weights in whatever format, nor hidden files.
+void copy_other_files(const fs::path& from, const fs::path& to) {
+  for (const auto& entry : fs::directory_iterator(from)) {
+    const fs::path name = entry.path().filename();
+    const bool skip = name == "config.json" || is_weights(name) || name.string().starts_with(".");
+    if (skip || !entry.is_regular_file()) continue;
+    const MappedFile file(entry.path());
+    AtomicFile copy(to / name);
+    copy.write(file.bytes());
+    copy.commit();
+  }
+}
+
+void write_text(const fs::path& path, const std::string& text) {
+  AtomicFile file(path);
+  file.write(bytes_of_text(text));
+  file.commit();
+}
+
+/// What the head would take with each choice, beside what everything else takes.
+void count_choices(const Checkpoint& from, const QuantizeOptions& options, QuantizeReport& report) {
+  const ModelConfig& config = from.config();
+  std::uint64_t head_now = 0;
+  for (const QuantizedKind& kind : report.kinds) {
+    if (kind.kind == "head") head_now = kind.bytes_after;
+  }
+  const std::uint64_t rest = report.bytes_after - head_now;
+  const bool stored = from.contains("lm_head.weight");
+  const std::uint64_t weights = config.vocab_size * config.hidden_size;
+  const std::string source = stored ? "lm_head.weight" : "model.embed_tokens.weight";
+  const std::uint64_t scales = weights / options.group * safetensors_bits(from.info(source).dtype) / 8;
+  constexpr std::uint64_t kShapeBytes = 16;
+  report.bytes_head_kept = rest + (stored ? from.info(source).bytes() : 0);
+  report.bytes_head_int8 = rest + weights + scales + kShapeBytes;
+  report.bytes_head_int4 = rest + weights / 2 + scales + kShapeBytes;
+}
+
+}  // namespace
+
+QuantizeReport quantize(const Checkpoint& from, const fs::path& to, const QuantizeOptions& options,
+                        ThreadPool& pool, const Progress& progress) {
+  const auto start = std::chrono::steady_clock::now();
+  const QuantizePlan plan = make_plan(from, options);
+  AtomicDirectory directory(to);
+  Writer writer(from, directory.temporary(), plan, options, pool, progress);
+  for (const QuantizeStep& step : plan.steps) writer.write(step);
+  writer.finish();
+  copy_other_files(from.directory(), directory.temporary());
+  write_text(directory.temporary() / "config.json", quantized_config(from, plan, options));
+  directory.commit();
+
+  QuantizeReport report{.kinds = writer.kinds(), .kept = plan.kept};
+  for (const std::string& name : from.names()) report.bytes_before += from.info(name).bytes();
+  for (const QuantizedKind& kind : report.kinds) report.bytes_after += kind.bytes_after;
+  count_choices(from, options, report);
+  report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return report;
+}
+
+}  // namespace modicum::retrofit
