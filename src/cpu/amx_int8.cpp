@@ -20,8 +20,9 @@ namespace modicum::cpu::amx {
 namespace {
 
 #include "avx512.inc"
-#include "integer_tiles.inc"
 #include "tiles.inc"
+// Builds on those above.
+#include "integer_tiles.inc"
 
 /// Tiles 0 to 3: sums; 4 and 5: 16 rows of 32 weights; 6 and 7: 32 inputs of 16 tokens, by fours.
 struct alignas(64) TileConfig {

@@ -14,8 +14,9 @@ MODICUM_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16
 namespace modicum::cpu::avx512vnni {
 
 #include "avx512.inc"
-#include "integer_tiles.inc"
 #include "tiles.inc"
+// Builds on those above.
+#include "integer_tiles.inc"
 
 /// 16 × 16 sums in registers, 8 outputs at a time: each four bytes of weights are broadcast once, each vector
 /// of activations is loaded once for 8 outputs, so that a multiply-add costs 9/8 loads of the two that a
