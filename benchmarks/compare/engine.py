@@ -1,172 +1,241 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Load time, prefill and decode tokens/s beside transformers, interleaved in one run.
+"""modicum beside llama.cpp, transformers, CTranslate2 and OpenVINO GenAI, interleaved in one run.
 
-The model has Qwen2.5-0.5B's shape and random bf16 weights, so this says nothing about quality. It is written
-once into --folder. transformers runs in bf16 and in f32 on the same weights. First both must agree: modicum's
-logits may be no further (in root mean square) from transformers' f32 logits than twice transformers' own bf16
-logits are.
+The checkpoints have the shapes of real models and random bf16 weights, so this says nothing about quality;
+they and what the peers convert them to are written once into --cache. Every engine and format has its own
+process with the same number of threads; all are loaded first. Then, row by row, each measures once, and that
+is repeated: a machine that slows down slows everybody. The first pass warms up and does not count, and what
+was measured while other programs took much of the machine is measured again. Read bandwidth is probed before
+each pass, over as many bytes as the weights have. A peer that is not installed is left out.
 
-    python benchmarks/compare/engine.py --threads 2 --repeat 5 --json engine.json
+    pip install -r benchmarks/compare/requirements.txt    # see there for llama.cpp
+    python benchmarks/compare/engine.py --shapes smollm2-135m --repeat 5 --json engine.json --plot engine.svg
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import statistics
+import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parent))
+
 import modicum as mo
 import numpy as np
-import torch
-import transformers
+from peers import report
+from peers.engine import CONTESTANTS, Contestant, Setup, UnavailableError
+from peers.rows import BRANCHES, DECODE, PROMPT, ROWS, TRUNK, Row
+from peers.shapes import SHAPES, Shape, checkpoint
+from peers.worker import Worker
 
-SHAPE = {
-    "vocab_size": 151936,
-    "hidden_size": 896,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 14,
-    "num_key_value_heads": 2,
-    "intermediate_size": 4864,
-    "max_position_embeddings": 32768,
-    "rope_theta": 1e6,
-    "tie_word_embeddings": True,
-    "initializer_range": 0.02,
-}
-Run = Callable[[list[int], list[int]], dict[str, float]]
+SETTLE = 0.3  # seconds: idle threads of some OpenMP libraries spin for 0.2 s after their work
+BRANCH_TARGET = 1.8
+QUIET = 0.05  # the share of one processor that others may take during a measurement
+MOST_TRIES = 8
 
 
-def checkpoint(folder: Path) -> Path:
-    """The random checkpoint, written where it is not there yet."""
-    if not (folder / "config.json").is_file():
-        torch.manual_seed(0)
-        config = transformers.Qwen2Config(**SHAPE)
-        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-        model.save_pretrained(folder)
-    return folder
+def start(contestants: list[Contestant], shape: Shape, options: argparse.Namespace) -> dict[str, Worker]:
+    workers = {}
+    for contestant in contestants:
+        begin = time.perf_counter()
+        try:
+            workers[contestant.name] = Worker(contestant, shape.name, options.cache, options.threads)
+        except UnavailableError as error:
+            print(f"{contestant.name} is left out: {error}", flush=True)
+            continue
+        print(f"{contestant.name}: ready after {time.perf_counter() - begin:.1f} s", flush=True)
+    return workers
 
 
-def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    begin = time.perf_counter()
-    result = work()
-    return time.perf_counter() - begin, result
+def agreement(workers: dict[str, Worker], setup: Setup) -> dict[str, float]:
+    """Distance of each engine's logits from transformers' (or the first's), in root mean square."""
+    tokens = setup.tokens(48)
+    logits = {}
+    for name, worker in workers.items():
+        if not name.startswith("OpenVINO"):  # its generator gives no logits
+            logits[name] = np.array(worker.call("logits", tokens))
+    if not logits:
+        return {}
+    reference = logits.get("transformers bf16", next(iter(logits.values())))
+    scale = np.sqrt(np.mean(np.square(reference)))
+    return {
+        name: float(np.sqrt(np.mean(np.square(values - reference))) / scale)
+        for name, values in logits.items()
+    }
 
 
-def modicum_run(model: Any) -> Run:
-    def run(prompt: list[int], rest: list[int]) -> dict[str, float]:
-        def prefill() -> Any:
-            leaf = model.tree().extend(prompt)
-            leaf.logits()
-            return leaf
-
-        def decode() -> None:
-            nonlocal leaf
-            for token in rest:
-                leaf = leaf.extend([token])
-                leaf.logits()
-
-        first, leaf = timed(prefill)
-        return {"prefill": len(prompt) / first, "decode": len(rest) / timed(decode)[0]}
-
-    return run
+def check(errors: dict[str, float]) -> None:
+    """Who computes something else is no contestant."""
+    for name, error in errors.items():
+        # bf16 rounds to 0.4 %, int8 in groups likewise; four bits leave a tenth of the weights' spread.
+        most = 0.5 if "4" in name.split(" ", 1)[1] else 0.1
+        if not error < most:
+            raise SystemExit(f"{name}: its logits are {error:.3f} from the reference's, more than {most}")
 
 
-def transformers_run(model: Any) -> Run:
-    def step(ids: list[int], past: Any) -> Any:
-        output = model(torch.tensor([ids]), past_key_values=past, use_cache=True, logits_to_keep=1)
-        return output.past_key_values
-
-    @torch.inference_mode()
-    def run(prompt: list[int], rest: list[int]) -> dict[str, float]:
-        def decode() -> None:
-            nonlocal past
-            for token in rest:
-                past = step([token], past)
-
-        first, past = timed(lambda: step(prompt, None))
-        return {"prefill": len(prompt) / first, "decode": len(rest) / timed(decode)[0]}
-
-    return run
+def read_bandwidth(options: argparse.Namespace, size: int) -> float | None:
+    """Bytes/s of reading `size` bytes, now; None where this modicum cannot tell."""
+    probe = getattr(mo, "read_bandwidth", None)
+    return probe(threads=options.threads, size=size) if probe else None
 
 
-def check(ours: Any, theirs: dict[str, Any], ids: list[int]) -> dict[str, float]:
-    """Raises where the logits of `ids` differ by more than bf16 explains."""
-    with torch.inference_mode():
-        exact, rounded = (
-            theirs[name](torch.tensor([ids])).logits[0].float().numpy() for name in ("f32", "bf16")
-        )
-
-    def error(logits: Any) -> float:
-        return float(np.sqrt(np.mean(np.square(logits - exact))) / np.sqrt(np.mean(np.square(exact))))
-
-    errors = {"modicum": error(ours.logits(ids)), "transformers bf16": error(rounded)}
-    if errors["modicum"] > 2 * errors["transformers bf16"]:
-        raise SystemExit(f"the logits differ: {errors}")
-    return errors
+def undisturbed(row: Row, worker: Worker, setup: Setup, seed: int) -> float:
+    """A measurement during which others took little of the machine; the last of some tries if none is."""
+    for _ in range(MOST_TRIES):
+        begin = time.perf_counter()
+        value = row.measure(worker, setup, seed)
+        # The counters tick in hundredths of a second.
+        if worker.foreign < 0.03 + QUIET * (time.perf_counter() - begin):
+            return value
+        time.sleep(1)
+    return value
 
 
-def main() -> None:
+def measure_row(
+    row: Row, workers: dict[str, Worker], setup: Setup, weights: int, options: argparse.Namespace
+) -> dict[str, Any]:
+    takes_part = {name: workers[name] for name in row.contestants if name in workers}
+    values: dict[str, list[float]] = {name: [] for name in takes_part}
+    bandwidth = []
+    for repeat in range(options.repeat + 1):
+        if row.bound == "read" and repeat > 0:
+            time.sleep(SETTLE)
+            bandwidth.append(read_bandwidth(options, weights))
+        for name, worker in takes_part.items():
+            time.sleep(SETTLE)
+            value = undisturbed(row, worker, setup, repeat)
+            if repeat > 0:
+                values[name].append(value)
+    contestants = {n: {"median": statistics.median(v), "values": v} for n, v in values.items()}
+    return {
+        "title": row.title,
+        "seconds": row.seconds,
+        "target": row.targets.get(setup.shape.name),
+        "read_bandwidth": [b for b in bandwidth if b],
+        "contestants": contestants,
+    }
+
+
+def add_limit(result: dict[str, Any], row: Row, setup: Setup, weights: int, peaks: dict[str, float]) -> None:
+    """What share of the machine's limit modicum reaches."""
+    ours = next((v["median"] for n, v in result["contestants"].items() if n.startswith("modicum")), None)
+    if ours is None:
+        return
+    per_second = 1 / ours if row.seconds else ours
+    if row.bound == "read":
+        if not result["read_bandwidth"]:
+            return
+        read = weights + setup.shape.kv_bytes(PROMPT + DECODE // 2)
+        result["share_of_limit"] = per_second * read / statistics.median(result["read_bandwidth"])
+        result["limit"] = "read bandwidth"
+    elif row.bound in peaks:
+        result["share_of_limit"] = per_second * row.flop(setup.shape) / peaks[row.bound]
+        result["limit"] = f"{row.bound} peak"
+
+
+def measure_branches(worker: Worker, setup: Setup, repeat: int) -> dict[str, Any]:
+    times: dict[int, list[float]] = {1: [], BRANCHES: []}
+    for i in range(2 * repeat + 1):
+        for count, values in times.items():
+            seconds = worker.call("branches", setup.tokens(count, i))
+            if i > 0:
+                values.append(seconds)
+    one, many = (statistics.median(times[count]) for count in (1, BRANCHES))
+    sizes = {"count": BRANCHES, "trunk": TRUNK}
+    return sizes | {"one": one, "many": many, "ratio": many / one, "target": BRANCH_TARGET, "values": times}
+
+
+def measure_shape(shape: Shape, options: argparse.Namespace, peaks: dict[str, float]) -> dict[str, Any]:
+    rows = [ROWS[name] for name in options.rows if name in ROWS]
+    wanted = {name for row in rows for name in row.contestants}
+    if "branches" in options.rows:
+        wanted.add("modicum bf16")
+    chosen = [c for c in CONTESTANTS if c.name in wanted and c.engine in options.engines]
+    setup = Setup(shape, checkpoint(options.cache, shape), options.threads)
+    workers = start(chosen, shape, options)
+    result: dict[str, Any] = {"agreement": agreement(workers, setup), "rows": {}}
+    check(result["agreement"])
+    print(f"distance of logits: {result['agreement']}", flush=True)
+    if {"question", "branches"} & set(options.rows):
+        for contestant in chosen:
+            if contestant.name in workers and "keep_trunk" in contestant.measures:
+                workers[contestant.name].call("keep_trunk", setup.tokens(TRUNK, 99))
+    for row in rows:
+        if not any(name in workers for name in row.contestants):
+            continue
+        weights = weight_bytes(setup, row)
+        values = measure_row(row, workers, setup, weights, options)
+        add_limit(values, row, setup, weights, peaks)
+        result["rows"][row.name] = values
+        medians = {name: report.shown(v["median"]) for name, v in values["contestants"].items()}
+        print(f"{row.title}: {medians}", flush=True)
+    if "branches" in options.rows and "modicum bf16" in workers:
+        result["branches"] = measure_branches(workers["modicum bf16"], setup, options.repeat)
+    result["idle_cpu_seconds"] = {name: worker.idle_cpu for name, worker in workers.items()}
+    result["peak_memory"] = {name: worker.peak_memory for name, worker in workers.items()}
+    for worker in workers.values():
+        worker.close()
+    return result
+
+
+def weight_bytes(setup: Setup, row: Row) -> int:
+    """Of modicum's checkpoint in the row's format; of the bf16 one where that is not there."""
+    name = next(name for name in row.contestants if name.startswith("modicum"))
+    folder = setup.cache / f"modicum-{name.split()[1]}" / "model"
+    folder = folder if folder.is_dir() else setup.checkpoint
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def machine(options: argparse.Namespace) -> dict[str, Any]:
+    limits = getattr(mo, "machine_limits", None)
+    found = limits(threads=options.threads) if limits else None
+    names = {"f32": "f32", "bf16": "bf16", "int8": "int8"}
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "instruction_set": mo.active_isa(),
+        "threads": options.threads,
+        "peaks": {kind: getattr(found, name) for kind, name in names.items()} if found else {},
+    }
+
+
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    default = Path(os.environ.get("XDG_CACHE_HOME", tempfile.gettempdir())) / "modicum-qwen2.5-0.5b-shape"
-    parser.add_argument("--folder", type=Path, default=default, help="where the checkpoint is or will be")
-    parser.add_argument("--threads", type=int, default=2)
+    engines = list(dict.fromkeys(c.engine for c in CONTESTANTS))
+    rows = [*ROWS, "branches"]
+    cache = Path(tempfile.gettempdir()) / "modicum-benchmarks"
+    parser.add_argument("--cache", type=Path, default=cache, help="where checkpoints are or will be")
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["qwen2.5-0.5b", "smollm2-135m"])
+    parser.add_argument("--rows", nargs="+", choices=rows, default=rows)
+    parser.add_argument("--engines", nargs="+", choices=engines, default=engines)
     parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--prompts", type=int, nargs="+", default=[64, 512])
-    parser.add_argument("--decode", type=int, default=32, help="tokens after each prompt")
-    parser.add_argument("--peers", nargs="+", choices=["bf16", "f32"], default=["bf16", "f32"])
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    parser.add_argument("--plot", type=Path, help="PNG or SVG")
+    return parser.parse_args()
 
-    torch.set_num_threads(options.threads)
-    folder = checkpoint(options.folder)
-    load, ours = timed(lambda: mo.load(folder, threads=options.threads))
-    loads, theirs = {"modicum": load}, {}
-    for name in ("bf16", "f32"):
-        dtype = {"bf16": torch.bfloat16, "f32": torch.float32}[name]
-        seconds, model = timed(
-            lambda d=dtype: transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=d).eval()
-        )
-        loads[f"transformers {name}"], theirs[name] = seconds, model
-    random = np.random.default_rng(0)
-    errors = check(ours, theirs, random.integers(0, SHAPE["vocab_size"], 64).tolist())
 
-    runs = {"modicum": modicum_run(ours)}
-    runs |= {f"transformers {name}": transformers_run(theirs[name]) for name in options.peers}
-    rates: dict[str, dict[str, list[float]]] = {name: {} for name in runs}
-    for repeat in range(options.repeat + 1):
-        for length in options.prompts:
-            prompt, rest = (random.integers(0, 1000, n).tolist() for n in (length, options.decode))
-            for name, run in runs.items():
-                for kind, rate in run(prompt, rest).items():
-                    if repeat > 0:  # the first pass warms up
-                        rates[name].setdefault(f"{kind} {length}", []).append(rate)
-
-    medians = {name: {k: statistics.median(v) for k, v in kinds.items()} for name, kinds in rates.items()}
-    machine = platform.processor() or platform.machine()
-    print(f"{machine}, {options.threads} threads; tokens/s, medians of {options.repeat}")
-    print(f"error of logits beside transformers f32: {errors}")
-    kinds = list(medians["modicum"])
-    print(f"{'':20}" + "".join(f"{k:>14}" for k in ["load s", *kinds]))
-    for name, values in medians.items():
-        print(f"{name:20}{loads[name]:14.3f}" + "".join(f"{values[k]:14.2f}" for k in kinds))
-    for name, values in medians.items():
-        if name != "modicum":
-            ratios = [loads[name] / loads["modicum"], *(medians["modicum"][k] / values[k] for k in kinds)]
-            print(f"{'× ' + name:20}" + "".join(f"{r:14.2f}" for r in ratios))
+def main() -> None:
+    options = parse()
+    found = machine(options)
+    print(f"{found['processor']}, {found['instruction_set']}, {options.threads} threads; {found['peaks']}")
+    results = {}
+    for name in options.shapes:
+        results[name] = measure_shape(SHAPES[name], options, found["peaks"])
+        print("\n" + report.table(name, results[name]) + "\n", flush=True)
     if options.json:
-        result = {"schema": "modicum.benchmark.engine/1", "threads": options.threads, "load_s": loads}
-        options.json.write_text(
-            json.dumps(result | {"errors": errors, "rates": rates, "medians": medians}, indent=2)
-        )
+        document = {"schema": "modicum.benchmark.engine/2", "machine": found, "repeat": options.repeat}
+        options.json.write_text(json.dumps(document | {"shapes": results}, indent=2) + "\n")
+    if options.plot:
+        report.plot(results, options.plot)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,7 @@
 #include <benchmark/benchmark.h>
 
 #include <modicum/ops/attention.hpp>
-
-#include "machine.hpp"
+#include <modicum/ops/machine.hpp>
 
 using namespace modicum;
 
@@ -23,6 +22,11 @@ constexpr float kScale = 0.125f;
 ThreadPool& pool() {
   static ThreadPool all;
   return all;
+}
+
+const ops::MachineLimits& machine() {
+  static const ops::MachineLimits limits = ops::machine_limits(pool());
+  return limits;
 }
 
 /// `groups` branches of `queries` tokens each, all of which see a trunk of `keys` and their predecessors in
@@ -114,7 +118,7 @@ struct Problem {
 
 void attention(benchmark::State& state, std::size_t groups, std::size_t queries) {
   Problem problem(groups, queries, static_cast<std::size_t>(state.range(0)));
-  const MachineLimits& limits = machine_limits(pool());
+  const ops::MachineLimits& limits = machine();
   if (!problem.is_right()) {
     state.SkipWithError("wrong result");
     return;
@@ -125,7 +129,7 @@ void attention(benchmark::State& state, std::size_t groups, std::size_t queries)
   state.counters["bytes/s"] = Counter(runs * problem.bytes(), Counter::kIsRate, Counter::kIs1024);
   state.counters["flop/s"] = Counter(runs * problem.flop(), Counter::kIsRate);
   state.counters["share_read"] = Counter(runs * problem.bytes() / limits.read, Counter::kIsRate);
-  state.counters["share_flop"] = Counter(runs * problem.flop() / limits.flop_f32, Counter::kIsRate);
+  state.counters["share_flop"] = Counter(runs * problem.flop() / limits.f32, Counter::kIsRate);
 }
 
 BENCHMARK_CAPTURE(attention, decode, 1, 1)->Arg(512)->Arg(2048)->Arg(16384)->UseRealTime();

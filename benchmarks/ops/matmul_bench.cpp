@@ -8,10 +8,9 @@
 
 #include <benchmark/benchmark.h>
 
+#include <modicum/ops/machine.hpp>
 #include <modicum/ops/matmul.hpp>
 #include <modicum/tensor/dtype.hpp>
-
-#include "machine.hpp"
 
 using namespace modicum;
 
@@ -22,6 +21,11 @@ constexpr std::size_t kWeightBytes = std::size_t{256} << 20;
 ThreadPool& pool() {
   static ThreadPool all;
   return all;
+}
+
+const ops::MachineLimits& machine() {
+  static const ops::MachineLimits limits = ops::machine_limits(pool());
+  return limits;
 }
 
 struct Problem {
@@ -85,7 +89,7 @@ struct Problem {
 
 void matmul(benchmark::State& state, DType dtype, std::size_t cols, std::size_t outputs) {
   Problem problem(dtype, static_cast<std::size_t>(state.range(0)), cols, outputs);
-  const MachineLimits& limits = machine_limits(pool());
+  const ops::MachineLimits& limits = machine();
   if (!problem.is_right()) {
     state.SkipWithError("wrong result");
     return;
@@ -99,7 +103,7 @@ void matmul(benchmark::State& state, DType dtype, std::size_t cols, std::size_t 
   const auto runs = static_cast<double>(state.iterations());
   const double bytes = runs * static_cast<double>(problem.weight(0).bytes());
   const double flop = runs * 2.0 * static_cast<double>(problem.tokens * cols * outputs);
-  const double peak = dtype == DType::bf16 ? limits.flop_bf16 : limits.flop_f32;
+  const double peak = dtype == DType::bf16 ? limits.bf16 : limits.f32;
   state.counters["bytes/s"] = Counter(bytes, Counter::kIsRate, Counter::kIs1024);
   state.counters["flop/s"] = Counter(flop, Counter::kIsRate);
   state.counters["share_read"] = Counter(bytes / limits.read, Counter::kIsRate);

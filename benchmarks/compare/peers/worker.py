@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One contestant in a process of its own: calls come in as lines of JSON, results go out as lines of JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from peers.engine import CONTESTANTS, Contestant, Setup, UnavailableError
+from peers.shapes import SHAPES, checkpoint
+
+
+class Worker:
+    """The parent's end."""
+
+    def __init__(self, contestant: Contestant, shape: str, cache: Path, threads: int) -> None:
+        self.contestant = contestant
+        self.busy_cpu = 0.0
+        self.foreign = 0.0
+        """CPU seconds that everybody else took, or the host withheld, during the last call."""
+        command = [sys.executable, "-m", "peers.worker", contestant.name, shape, str(cache), str(threads)]
+        self.process = subprocess.Popen(
+            command,
+            cwd=Path(__file__).parents[1],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=sys.stderr if os.environ.get("MODICUM_VERBOSE") else subprocess.DEVNULL,
+            text=True,
+        )
+        self._answer()
+        self.loaded_cpu = self.cpu_seconds()
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        before, everybody = self.cpu_seconds(), machine_cpu_seconds()
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps([method, arguments]) + "\n")
+        self.process.stdin.flush()
+        try:
+            return self._answer()
+        finally:
+            own = self.cpu_seconds() - before
+            self.busy_cpu += own
+            self.foreign = machine_cpu_seconds() - everybody - own
+
+    def _answer(self) -> Any:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise UnavailableError(
+                f"its process ended with {self.process.wait()}; MODICUM_VERBOSE=1 shows why"
+            )
+        answer = json.loads(line)
+        if "unavailable" in answer:
+            raise UnavailableError(answer["unavailable"])
+        return answer["result"]
+
+    def cpu_seconds(self) -> float:
+        stat = Path(f"/proc/{self.process.pid}/stat")
+        if not stat.exists():
+            return 0.0
+        fields = stat.read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    @property
+    def idle_cpu(self) -> float:
+        """CPU seconds taken outside of calls: what this engine took from the others."""
+        return self.cpu_seconds() - self.loaded_cpu - self.busy_cpu
+
+    @property
+    def peak_memory(self) -> int:
+        """Bytes, pages of mapped files included."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return next(int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmHWM"))
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def machine_cpu_seconds() -> float:
+    """Of all processes, and stolen by the host, since the machine started."""
+    user, nice, system, _idle, _wait, irq, soft, steal = map(
+        int, Path("/proc/stat").read_text().split(maxsplit=9)[1:9]
+    )
+    return (user + nice + system + irq + soft + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def load(contestant: Contestant, setup: Setup) -> Any:
+    try:
+        return contestant.load(setup)
+    except ImportError as error:
+        raise UnavailableError(f"{error.name or error} is not installed") from error
+    except subprocess.CalledProcessError as error:
+        raise UnavailableError(f"the conversion failed with {error.returncode}") from error
+
+
+def main() -> None:
+    name, shape, cache, threads = sys.argv[1:]
+    results = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a library prints must not become a result
+
+    def answer(**values: Any) -> None:
+        print(json.dumps(values), file=results, flush=True)
+
+    try:
+        contestant = next(c for c in CONTESTANTS if c.name == name)
+        setup = Setup(SHAPES[shape], checkpoint(Path(cache), SHAPES[shape]), int(threads))
+        engine = load(contestant, setup)
+    except UnavailableError as error:
+        answer(unavailable=str(error))
+        return
+    answer(result="ready")
+    for line in sys.stdin:
+        method, arguments = json.loads(line)
+        result = getattr(engine, method)(*arguments)
+        answer(result=result.tolist() if method == "logits" else result)
+
+
+if __name__ == "__main__":
+    main()
