@@ -165,6 +165,12 @@ inline Panel staged(const Rows& first, const Rows& second, std::size_t cols, std
   return {room, other, kTileElements, kTileInputs * sizeof(bf16)};
 }
 
+/// `count` in the least number of equal parts of at most `most`.
+inline std::size_t equal_part(std::size_t count, std::size_t most) {
+  const std::size_t parts = (count + most - 1) / most;
+  return (count + parts - 1) / parts;
+}
+
 /// One product or two that share their input, as a number of steps: a step is two tiles' rows of weights, and
 /// what to do with their complete C tiles.
 ///
@@ -208,22 +214,21 @@ void multiply_many(const Work& work, const Packed& x, std::size_t begin, std::si
   const auto sums_of = [&](std::size_t step, std::size_t p) {
     return sums + ((step - begin) * pairs + p) * 4 * kTileFloats;
   };
-  // Panels of equal size.
-  const std::size_t panels = (x.blocks() + kPanelBlocks - 1) / kPanelBlocks;
-  const std::size_t panel = (x.blocks() + panels - 1) / panels;
+  const std::size_t panel = equal_part(x.blocks(), kPanelBlocks);
   for (std::size_t block = 0; block < x.blocks(); block += panel) {
     const std::size_t blocks = std::min(panel, x.blocks() - block);
+    const std::size_t part = equal_part(blocks, kPartBlocks);
     for (std::size_t step = begin; step < end; ++step) {
       Panel w = staged(work.first(step), work.second(step), x.cols, block, blocks, room);
-      for (std::size_t part = 0; part < blocks; part += kPartBlocks) {
-        const std::size_t count = std::min(kPartBlocks, blocks - part);
+      for (std::size_t at = 0; at < blocks; at += part) {
+        const std::size_t count = std::min(part, blocks - at);
         for (std::size_t p = 0; p < pairs; ++p) {
-          const bf16* tokens = x.at(g_begin + 2 * p, block + part);
+          const bf16* tokens = x.at(g_begin + 2 * p, block + at);
           const auto run = g_begin + 2 * p + 1 < g_end ? multiply<2> : multiply<1>;
-          run(w, tokens, x.blocks() * kTileElements, count, block + part == 0, sums_of(step, p));
+          run(w, tokens, x.blocks() * kTileElements, count, block + at == 0, sums_of(step, p));
         }
-        w.first += kPartBlocks * kTileElements;
-        w.second += kPartBlocks * kTileElements;
+        w.first += part * kTileElements;
+        w.second += part * kTileElements;
       }
     }
   }
