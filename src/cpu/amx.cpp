@@ -358,7 +358,9 @@ void leave() {
 #include "attention_lanes.inc"
 
 void matmul(const MatmulTask& task) {
-  if (!is_float(task.w.dtype)) return matmul_integers(task);
+  if (!is_float(task.w.dtype)) {
+    return task.tokens <= kFewTokens ? avx512vnni_kernels().matmul(task) : matmul_integers(task);
+  }
   if (task.w.dtype != DType::bf16) return avx512_kernels().matmul(task);
   const std::size_t groups = padded(task.tokens, kPackTokens) / kPackTokens;
   multiply_all(Outputs{task}, {static_cast<const bf16*>(task.x), task.w.cols, groups}, task.scratch);

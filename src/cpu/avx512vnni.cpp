@@ -2,6 +2,7 @@
 // Integer dot products (VPDPBUSD): four products of unsigned weights and signed activations a lane, summed
 // exactly. Everything else is AVX-512's.
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 
@@ -17,6 +18,8 @@ namespace modicum::cpu::avx512vnni {
 #include "tiles.inc"
 // Builds on those above.
 #include "integer_tiles.inc"
+// Builds on that.
+#include "integer_rows.inc"
 
 /// 16 × 16 sums in registers, 8 outputs at a time: each four bytes of weights are broadcast once, each vector
 /// of activations is loaded once for 8 outputs, so that a multiply-add costs 9/8 loads of the two that a
@@ -64,17 +67,19 @@ struct TileKernel {
 
 std::size_t packed_bytes(DType dtype, std::size_t tokens, std::size_t cols) {
   if (is_float(dtype)) return avx512_kernels().packed_bytes(dtype, tokens, cols);
-  return integer_tile_bytes(tokens, cols);
+  return tokens <= kFewTokens ? integer_token_bytes(tokens, cols) : integer_tile_bytes(tokens, cols);
 }
 
 void pack(DType dtype, const float* x, std::size_t tokens, std::size_t cols, std::size_t group,
           void* packed) {
   if (is_float(dtype)) return avx512_kernels().pack(dtype, x, tokens, cols, group, packed);
+  if (tokens <= kFewTokens) return pack_token_rows(dtype, x, tokens, cols, packed);
   pack_token_tiles(dtype, x, tokens, cols, group, packed);
 }
 
 void matmul(const MatmulTask& task) {
   if (is_float(task.w.dtype)) return avx512_kernels().matmul(task);
+  if (task.tokens <= kFewTokens) return matmul_few(task);
   const Outputs outputs{task};
   IntegerProducts<TileKernel, Outputs>(outputs, task.w, task.x, task.tokens, task.scratch).run();
 }
@@ -84,8 +89,8 @@ void gated(const GatedTask& task) {
   IntegerProducts<TileKernel, GatedIntegers>(work, task.gate, task.x, task.tokens, task.scratch).run();
 }
 
-bool fuses(DType dtype, DType next, std::size_t) {
-  return !is_float(dtype) && !is_float(next);
+bool fuses(DType dtype, DType next, std::size_t tokens) {
+  return tokens > kFewTokens && !is_float(dtype) && !is_float(next);
 }
 
 void silu_mul(float* gate, const float* up, std::size_t n) {

@@ -19,6 +19,8 @@ inline constexpr std::size_t kColumnPad = 32;
 /// Packing works on groups of this many tokens.
 inline constexpr std::size_t kPackTokens = 16;
 inline constexpr std::size_t kMostHeadDim = 256;
+/// Up to so many tokens, AVX512-VNNI packs and multiplies with integer weights row by row.
+inline constexpr std::size_t kFewTokens = 4;
 /// Sums of so many tokens wait in a thread's scratch at once.
 inline constexpr std::size_t kSumTokens = 512;
 /// Bytes of scratch that each `matmul` task gets.
