@@ -90,8 +90,8 @@ def quantize(
 
     Symmetric, by groups of columns with a scale each; of 15 scales for a group the one with the least squared
     error. Needs no text and little memory. `out` loads in modicum and, with compressed-tensors, in
-    transformers; its format, "pack-quantized", is also that of vLLM. It appears whole or not at all. Embedding,
-    norms, biases, and layers whose columns are no multiple of `group` stay as they are.
+    transformers; its format, "pack-quantized", is also that of vLLM. It appears whole or not at all.
+    Embedding, norms, biases, and layers whose columns are no multiple of `group` stay as they are.
 
     Parameters
     ----------

@@ -26,7 +26,8 @@ constexpr std::string_view kOp = "quantize";
 constexpr std::size_t kTaskWeights = std::size_t{1} << 16;
 constexpr std::size_t kTasksPerThread = 8;
 constexpr std::size_t kCopyBytes = std::size_t{16} << 20;
-/// Tensors whose size is a multiple of a cache line come first, so that each begins on one.
+/// Tensors whose size is a multiple of a cache line come first, so that each begins on one. Integers, whose
+/// size is a multiple of 16 bytes, come with them in any case: they are written as they are made.
 constexpr std::uint64_t kAlignment = 64;
 
 using Bytes = std::vector<std::byte>;
@@ -151,7 +152,9 @@ class Writer {
     return bits / 8;
   }
   static std::uint64_t alignment(std::uint64_t size) { return size & (~size + 1); }
-  static bool is_late(const TensorSpec& spec) { return size_of_spec(spec) % kAlignment != 0; }
+  static bool is_late(const TensorSpec& spec) {
+    return size_of_spec(spec) % kAlignment != 0 && !spec.name.ends_with(".weight_packed");
+  }
 
   /// A source of one file becomes one file (of up to 5 GB, as everywhere), shards become shards of their
   /// size.
