@@ -20,6 +20,7 @@ from modicum._core import (
     FormatError,
     InvalidArgument,
     IoError,
+    MachineLimits,
     ModelConfig,
     OutOfMemory,
     StreamDecoder,
@@ -27,6 +28,8 @@ from modicum._core import (
     Unsupported,
     active_isa,
     extend,
+    machine_limits,
+    read_bandwidth,
     supported_isas,
 )
 from modicum.chat import ChatTemplate
@@ -51,6 +54,7 @@ __all__ = [
     "Hypothesis",
     "InvalidArgument",
     "IoError",
+    "MachineLimits",
     "Model",
     "ModelConfig",
     "OutOfMemory",
@@ -62,6 +66,8 @@ __all__ = [
     "decode",
     "extend",
     "load",
+    "machine_limits",
+    "read_bandwidth",
     "retrofit",
     "supported_isas",
 ]

@@ -20,6 +20,7 @@ namespace py = pybind11;
 
 void bind_errors(py::module_& m);
 void bind_text(py::module_& m);
+void bind_machine(py::module_& m);
 void bind_model(py::module_& m);
 void bind_decode(py::module_& m);
 void bind_cag(py::module_& m);

@@ -47,6 +47,7 @@ PYBIND11_MODULE(_core, m) {
   m.doc() = "The compiled part of modicum; import modicum instead.";
   modicum::python::bind_errors(m);
   modicum::python::bind_text(m);
+  modicum::python::bind_machine(m);
   modicum::python::bind_model(m);
   modicum::python::bind_decode(m);
   modicum::python::bind_cag(m);

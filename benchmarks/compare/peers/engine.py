@@ -6,7 +6,7 @@ from __future__ import annotations
 import importlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,6 @@ class Contestant:
     format: str
     module: str
     measures: tuple[str, ...] = ("prefill", "decode")
-    options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -82,14 +81,14 @@ class Contestant:
 
     def load(self, setup: Setup) -> Engine:
         module = importlib.import_module(f"peers.{self.module}")
-        return module.load(setup, self.format, **self.options)
+        return module.load(setup, self.format)
 
 
 _ALL = ("prefill", "decode", "keep_trunk", "question")
 CONTESTANTS = [
     Contestant("modicum", "bf16", "modicum_engine", (*_ALL, "branches")),
-    Contestant("modicum", "int8", "modicum_engine", options={"quantise_head": True}),
-    Contestant("modicum", "int4", "modicum_engine", options={"quantise_head": True}),
+    Contestant("modicum", "int8", "modicum_engine"),
+    Contestant("modicum", "int4", "modicum_engine"),
     Contestant("llama.cpp", "bf16", "llama_cpp_engine", _ALL),
     Contestant("llama.cpp", "q8_0", "llama_cpp_engine"),
     Contestant("llama.cpp", "q4_0", "llama_cpp_engine"),

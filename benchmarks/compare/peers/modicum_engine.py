@@ -12,7 +12,7 @@ from typing import Any
 import modicum as mo
 import numpy as np
 
-from peers.engine import Engine, Setup, UnavailableError, timed
+from peers.engine import Engine, Setup, timed
 from peers.shapes import written_once
 
 GROUP = 32
@@ -53,30 +53,29 @@ class Modicum(Engine):
         return self.model.tree().extend(tokens).logits()
 
 
-def step(leaves: list[Any], tokens: Sequence[int]) -> list[np.ndarray]:
+def step(leaves: list[Any], tokens: Sequence[int]) -> np.ndarray:
     """One token more on every leaf, and the logits of each."""
-    grown = mo.extend([(leaf, [token]) for leaf, token in zip(leaves, tokens, strict=True)])
-    return [leaf.logits() for leaf in grown]
+    return mo.logits(mo.extend([(leaf, [token]) for leaf, token in zip(leaves, tokens, strict=True)]))
 
 
-def quantised(setup: Setup, bits: int, *, head: bool) -> Path:
-    command = [sys.executable, "-m", "modicum", "quantize"]
-    known = subprocess.run([*command, "--help"], capture_output=True, text=True)
-    if known.returncode != 0:
-        raise UnavailableError("this modicum has no command `quantize`")
+def quantised(setup: Setup, format: str) -> Path:
+    """Head included, as the peers' integers are."""
 
     def write(folder: Path) -> None:
-        out = folder / "model"
-        options = ["--model", setup.checkpoint, "--out", out, "--bits", bits, "--group", GROUP]
-        if head and "--quantize-head" in known.stdout:
-            options.append("--quantize-head")
-        subprocess.run([*command, *map(str, options)], check=True, stdout=subprocess.DEVNULL)
+        options = [
+            "--model",
+            setup.checkpoint,
+            "--out",
+            folder / "model",
+            "--bits",
+            format.removeprefix("int"),
+        ]
+        options += ["--group", GROUP, "--head", format]
+        command = [sys.executable, "-m", "modicum", "quantize", *map(str, options)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
-    return written_once(setup.cache / f"modicum-int{bits}", write) / "model"
+    return written_once(setup.cache / f"modicum-{format}", write) / "model"
 
 
-def load(setup: Setup, format: str, *, quantise_head: bool = False) -> Engine:
-    folder = setup.checkpoint
-    if format.startswith("int"):
-        folder = quantised(setup, int(format.removeprefix("int")), head=quantise_head)
-    return Modicum(folder, setup.threads)
+def load(setup: Setup, format: str) -> Engine:
+    return Modicum(quantised(setup, format) if format.startswith("int") else setup.checkpoint, setup.threads)

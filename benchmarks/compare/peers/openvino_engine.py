@@ -6,6 +6,7 @@ Its defaults quantise the cache of keys and values too, and compute in bf16 wher
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -41,7 +42,8 @@ class OpenVino(Engine):
 def load(setup: Setup, format: str) -> Engine:
     def write(folder: Path) -> None:
         options = ["--task", "text-generation-with-past", "--weight-format", format]
-        command = [sys.executable, "-m", "optimum.commands.optimum_cli", "export", "openvino"]
+        python = os.environ.get("MODICUM_OPENVINO_EXPORT", sys.executable)
+        command = [python, "-m", "optimum.commands.optimum_cli", "export", "openvino"]
         command += ["--model", str(setup.checkpoint), *options, str(folder / "model")]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 

@@ -16,7 +16,7 @@ struct MachineLimits {
   double int8 = 0;  ///< of int8 products with int32 sums; without such instructions as f32
 };
 
-/// Measures for about a second.
+/// Measures for some tenths of a second.
 MachineLimits machine_limits(ThreadPool& pool);
 
 /// Bytes/s of reading `size` bytes of memory once with all threads: the best of some passes over it, in large
