@@ -43,6 +43,13 @@ struct V {
 };
 
 #include "generic.inc"
+// Builds on that.
+#include "dot_rows.inc"
+
+void matmul(const MatmulTask& task) {
+  if (!is_float(task.w.dtype)) return matmul_integers(task);
+  dispatch(task.w.dtype, [&](auto w) { matmul_by_rows<F32Dot<decltype(w)>>(task); });
+}
 
 }  // namespace modicum::cpu::avx512
 MODICUM_TARGET_END
@@ -51,7 +58,7 @@ namespace modicum::cpu {
 
 const KernelTable& avx512_kernels() {
   using namespace avx512;
-  static const KernelTable table{ops::Isa::avx512, packed_bytes_f32, pack_f32, matmul_f32_lanes, load_keys,
+  static const KernelTable table{ops::Isa::avx512, packed_bytes_f32, pack_f32, matmul, load_keys,
                                  scores,           accumulate,       rms_norm, silu_mul,         rope};
   return table;
 }

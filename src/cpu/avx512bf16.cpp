@@ -11,18 +11,6 @@
 MODICUM_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")
 namespace modicum::cpu::avx512bf16 {
 
-struct V {
-  using F = __m512;
-  static constexpr int rows = 4;
-  static F zero() { return _mm512_setzero_ps(); }
-  static float sum(F v) {
-    const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
-    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
-    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-    return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
-  }
-};
-
 struct Bf16Dot {
   using X = bf16;
   static constexpr std::size_t step = 32;
@@ -33,16 +21,17 @@ struct Bf16Dot {
   static __m512i load_w_tail(const void* w, std::size_t k, std::size_t n) {
     return _mm512_maskz_loadu_epi16((1u << n) - 1u, static_cast<const bf16*>(w) + k);
   }
-  static V::F mac(V::F acc, __m512i x, __m512i w) { return _mm512_dpbf16_ps(acc, (__m512bh)x, (__m512bh)w); }
+  static __m512 mac(__m512 acc, __m512i x, __m512i w) { return _mm512_dpbf16_ps(acc, (__m512bh)x, (__m512bh)w); }
   static const void* row(const void* w, std::size_t o, std::size_t cols) {
     return static_cast<const bf16*>(w) + o * cols;
   }
+  static const void* at(const void* w, std::size_t k) { return static_cast<const bf16*>(w) + k; }
 };
 
-#include "matmul.inc"
+#include "dot_rows.inc"
 
 void matmul(const MatmulTask& task) {
-  if (task.w.dtype == DType::bf16) return matmul_rows<Bf16Dot>(task);
+  if (task.w.dtype == DType::bf16) return matmul_by_rows<Bf16Dot>(task);
   avx512vnni_kernels().matmul(task);
 }
 
