@@ -32,13 +32,12 @@ import numpy as np
 from peers import report
 from peers.engine import CONTESTANTS, Contestant, Setup, UnavailableError
 from peers.rows import BRANCHES, DECODE, PROMPT, ROWS, TRUNK, Row
-from peers.shapes import SHAPES, Shape, checkpoint
+from peers.shapes import SHAPES, Shape, bytes_per_token, checkpoint
 from peers.worker import Worker
 
 SETTLE = 0.3  # seconds: idle threads of some OpenMP libraries spin for 0.2 s after their work
 BRANCH_TARGET = 1.8
 QUIET = 0.05  # the share of one processor that others may take during a measurement
-MOST_TRIES = 8
 
 
 def start(contestants: list[Contestant], shape: Shape, options: argparse.Namespace) -> dict[str, Worker]:
@@ -86,9 +85,9 @@ def read_bandwidth(options: argparse.Namespace, size: int) -> float | None:
     return probe(threads=options.threads, size=size) if probe else None
 
 
-def undisturbed(row: Row, worker: Worker, setup: Setup, seed: int) -> float:
+def undisturbed(row: Row, worker: Worker, setup: Setup, seed: int, tries: int) -> float:
     """A measurement during which others took little of the machine; the last of some tries if none is."""
-    for _ in range(MOST_TRIES):
+    for _ in range(tries):
         begin = time.perf_counter()
         value = row.measure(worker, setup, seed)
         # The counters tick in hundredths of a second.
@@ -110,7 +109,7 @@ def measure_row(
             bandwidth.append(read_bandwidth(options, weights))
         for name, worker in takes_part.items():
             time.sleep(SETTLE)
-            value = undisturbed(row, worker, setup, repeat)
+            value = undisturbed(row, worker, setup, repeat, options.tries if repeat > 0 else 1)
             if repeat > 0:
                 values[name].append(value)
     contestants = {n: {"median": statistics.median(v), "values": v} for n, v in values.items()}
@@ -186,11 +185,10 @@ def measure_shape(shape: Shape, options: argparse.Namespace, peaks: dict[str, fl
 
 
 def weight_bytes(setup: Setup, row: Row) -> int:
-    """Of modicum's checkpoint in the row's format; of the bf16 one where that is not there."""
+    """What modicum reads for a token in the row's format; in bf16 where there is no such checkpoint."""
     name = next(name for name in row.contestants if name.startswith("modicum"))
     folder = setup.cache / f"modicum-{name.split()[1]}" / "model"
-    folder = folder if folder.is_dir() else setup.checkpoint
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    return bytes_per_token(folder if folder.is_dir() else setup.checkpoint)
 
 
 def machine(options: argparse.Namespace) -> dict[str, Any]:
@@ -218,6 +216,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--engines", nargs="+", choices=engines, default=engines)
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--tries", type=int, default=5, help="of a measurement that other programs disturb")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path, help="PNG or SVG")
     return parser.parse_args()

@@ -8,7 +8,7 @@
 
 from importlib import metadata as _metadata
 
-from modicum import cag, decode, retrofit
+from modicum import bench, cag, decode, retrofit
 from modicum._core import (
     Branch,
     Cancelled,
@@ -62,6 +62,7 @@ __all__ = [
     "Tokenizer",
     "Unsupported",
     "active_isa",
+    "bench",
     "cag",
     "decode",
     "extend",

@@ -7,7 +7,7 @@ import numpy
 import numpy.typing
 import os
 import typing
-__all__: list[str] = ['Answer', 'BeamHypothesis', 'Branch', 'Cancelled', 'Citation', 'ContextOverflow', 'Corrupt', 'Cost', 'DeviceError', 'Error', 'FingerprintMismatch', 'FormatError', 'GenerateResult', 'InvalidArgument', 'IoError', 'Knowledge', 'Model', 'ModelConfig', 'OutOfMemory', 'StreamDecoder', 'Tokenizer', 'Unsupported', 'active_isa', 'beam', 'build_knowledge', 'extend', 'generate', 'inspect_knowledge', 'quantize', 'round_rows', 'supported_isas', 'warp']
+__all__: list[str] = ['Answer', 'BeamHypothesis', 'Branch', 'Cancelled', 'Citation', 'ContextOverflow', 'Corrupt', 'Cost', 'DeviceError', 'Error', 'FingerprintMismatch', 'FormatError', 'GenerateResult', 'InvalidArgument', 'IoError', 'Knowledge', 'MachineLimits', 'Model', 'ModelConfig', 'OutOfMemory', 'StreamDecoder', 'Tokenizer', 'Unsupported', 'active_isa', 'beam', 'build_knowledge', 'extend', 'generate', 'inspect_knowledge', 'machine_limits', 'quantize', 'read_bandwidth', 'round_rows', 'supported_isas', 'warp']
 class Error(Exception):
     """
     Root of everything that modicum raises.
@@ -117,6 +117,32 @@ class StreamDecoder:
         """
         The text that became certain with this token, maybe empty.
         """
+class MachineLimits:
+    """
+    What a machine can do at most with some threads and the active instruction set.
+    
+    A multiply-add counts as two operations; its operands are in registers.
+    """
+    @property
+    def bf16(self) -> float:
+        """
+        Operations/s of bf16 products with f32 sums; without such instructions as f32.
+        """
+    @property
+    def f32(self) -> float:
+        """
+        Operations/s of f32 multiply-adds.
+        """
+    @property
+    def int8(self) -> float:
+        """
+        Operations/s of int8 products with int32 sums; without such instructions as f32.
+        """
+    @property
+    def read(self) -> float:
+        """
+        Bytes/s of reading memory.
+        """
 class ModelConfig:
     """
     What config.json says of the model, in transformers' names.
@@ -223,6 +249,9 @@ class Model:
     def kv_bytes_per_token(self) -> int:
         ...
     @property
+    def multiply_adds_per_token(self) -> int:
+        ...
+    @property
     def parameters(self) -> int:
         ...
     @property
@@ -239,6 +268,9 @@ class Model:
         ...
     @property
     def weight_bytes(self) -> int:
+        ...
+    @property
+    def weight_bytes_per_token(self) -> int:
         ...
 class GenerateResult:
     @property
@@ -377,8 +409,18 @@ def inspect_knowledge(path: os.PathLike | str | bytes) -> dict:
     """
     What a knowledge file holds, after checking its seal and checksums.
     """
+def machine_limits(*, threads: typing.SupportsInt | typing.SupportsIndex = 0) -> MachineLimits:
+    """
+    Measures, for some tenths of a second, what this machine can do; `threads` 0 means every processor.
+    """
 def quantize(source: os.PathLike | str | bytes, out: os.PathLike | str | bytes, *, bits: typing.SupportsInt | typing.SupportsIndex, group: typing.SupportsInt | typing.SupportsIndex, head_bits: typing.SupportsInt | typing.SupportsIndex | None, threads: typing.SupportsInt | typing.SupportsIndex, progress: typing.Any) -> dict:
     ...
+def read_bandwidth(*, threads: typing.SupportsInt | typing.SupportsIndex = 0, size: typing.SupportsInt | typing.SupportsIndex = 268435456) -> float:
+    """
+    Bytes/s of reading `size` bytes of memory once with `threads` threads, 0: every processor.
+    
+    Choose the size of what will be read: less may lie in a cache.
+    """
 def round_rows(weights: typing.Annotated[numpy.typing.ArrayLike, numpy.float32], *, bits: typing.SupportsInt | typing.SupportsIndex, group: typing.SupportsInt | typing.SupportsIndex = 32, scale_dtype: str = 'bf16') -> tuple:
     """
     Rounds float32 weights [rows, cols] as `quantize` does.

@@ -1,4 +1,5 @@
-"""The command line: ``modicum info | generate | quantize | cag build | cag ask | cag inspect | demo``.
+"""The command line: ``modicum info | bench | generate | quantize | cag build | cag ask | cag inspect |
+demo``.
 
 Exit codes: 0 done, 1 a modicum error (one line on standard error), 2 wrong usage, 130 interrupted.
 """
@@ -46,6 +47,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"modicum {mo.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_info(commands)
+    _add_bench(commands)
     _add_generate(commands)
     _add_quantize(commands)
     _add_cag(commands)
@@ -89,6 +91,22 @@ def _add_info(commands: Any) -> None:
         commands, "info", run_info, "Tell what a model directory holds and what it costs to run."
     )
     parser.add_argument("directory", metavar="DIR", help="a Hugging Face model directory")
+
+
+def _add_bench(commands: Any) -> None:
+    parser = _command(
+        commands, "bench", run_bench, "Tell what this machine does, and what bounds a model's speed on it."
+    )
+    parser.add_argument(
+        "--model", metavar="DIR", help="a Hugging Face model directory; default: the bundled model"
+    )
+    parser.add_argument(
+        "--dtype", default="auto", choices=["auto", "f32", "bf16", "f16"], help="default: as stored"
+    )
+    parser.add_argument("--threads", type=_positive, metavar="N", help="default: every processor")
+    parser.add_argument(
+        "--repeat", type=_positive, default=3, metavar="N", help="of which the median counts; default: 3"
+    )
 
 
 def _add_generate(commands: Any) -> None:
@@ -186,6 +204,15 @@ def run_info(arguments: argparse.Namespace) -> None:
         "load_seconds": round(seconds, 6),
     }
     _print(facts, arguments, _facts_as_text)
+
+
+def run_bench(arguments: argparse.Namespace) -> None:
+    model = None
+    if arguments.model or _demo_or_none() is not None:
+        folder = arguments.model or demo_folder() / "model"
+        model = mo.load(folder, dtype=arguments.dtype, threads=arguments.threads)
+    report = mo.bench.run(model, threads=arguments.threads, repeat=arguments.repeat)
+    _print(report.to_dict(), arguments, lambda _: str(report))
 
 
 def run_generate(arguments: argparse.Namespace) -> None:
@@ -355,13 +382,17 @@ def _demo_as_text(report: dict[str, Any]) -> str:
 
 def demo_folder() -> Path:
     """The bundled demo: beside this package when installed, in examples/ of a source tree."""
-    package = Path(__file__).resolve().parent
-    for folder in (package / "demo", package.parents[1] / "examples" / "demo"):
-        if (folder / "model" / "config.json").exists():
-            return folder
+    if (folder := _demo_or_none()) is not None:
+        return folder
     raise mo.IoError(
         "[demo] bundled model: expected it beside the package, got none; install modicum with pip"
     )
+
+
+def _demo_or_none() -> Path | None:
+    package = Path(__file__).resolve().parent
+    folders = (package / "demo", package.parents[1] / "examples" / "demo")
+    return next((folder for folder in folders if (folder / "model" / "config.json").exists()), None)
 
 
 def _answer_as_dict(answer: mo.cag.Answer) -> dict[str, Any]:

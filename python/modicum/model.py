@@ -102,6 +102,16 @@ class Model:
         return self._core.weight_bytes
 
     @property
+    def weight_bytes_per_token(self) -> int:
+        """Bytes of weights that the products of one token read, the output head's included."""
+        return self._core.weight_bytes_per_token
+
+    @property
+    def multiply_adds_per_token(self) -> int:
+        """Of those products; attention comes on top."""
+        return self._core.multiply_adds_per_token
+
+    @property
     def kv_bytes_per_token(self) -> int:
         """Bytes of keys and values that one token takes in the tree."""
         return self._core.kv_bytes_per_token

@@ -168,4 +168,20 @@ ModelWeights ModelWeights::load(const Checkpoint& checkpoint, std::optional<DTyp
   return Loader(checkpoint, dtype).load();
 }
 
+TokenCost ModelWeights::token_cost() const {
+  TokenCost cost;
+  const auto add = [&cost](const WeightView& weight) {
+    cost.bytes += weight.bytes();
+    cost.multiply_adds += weight.rows * weight.cols;
+  };
+  for (const LayerWeights& layer : layers) {
+    for (const LinearWeights* linear :
+         {&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down}) {
+      add(linear->weight);
+    }
+  }
+  add(head);
+  return cost;
+}
+
 }  // namespace modicum

@@ -146,6 +146,12 @@ Keys and values that branches share are read from memory once for all of them. R
                              })
       .def_property_readonly("parameters", [](const Model& self) { return self.checkpoint().parameters(); })
       .def_property_readonly("quantization", &quantization)
+      .def_property_readonly(
+          "weight_bytes_per_token",
+          [](const Model& self) { return self.transformer().weights().token_cost().bytes; })
+      .def_property_readonly(
+          "multiply_adds_per_token",
+          [](const Model& self) { return self.transformer().weights().token_cost().multiply_adds; })
       .def_property_readonly("kv_bytes_per_token",
                              [](const Model& self) { return self.transformer().kv_shape().token_bytes(); })
       .def_property_readonly("fingerprint",

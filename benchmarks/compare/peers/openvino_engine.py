@@ -42,6 +42,8 @@ class OpenVino(Engine):
 def load(setup: Setup, format: str) -> Engine:
     def write(folder: Path) -> None:
         options = ["--task", "text-generation-with-past", "--weight-format", format]
+        if format == "int4":
+            options += ["--group-size", "32"]  # widths of these models are no multiple of its usual 128
         python = os.environ.get("MODICUM_OPENVINO_EXPORT", sys.executable)
         command = [python, "-m", "optimum.commands.optimum_cli", "export", "openvino"]
         command += ["--model", str(setup.checkpoint), *options, str(folder / "model")]

@@ -83,6 +83,19 @@ def checkpoint(cache: Path, shape: Shape, *, context: int = 32768) -> Path:
     return written_once(cache / name / "bf16", write)
 
 
+def bytes_per_token(folder: Path) -> int:
+    """Bytes of all weights, but of an embedding beside a head of its own only a row is read: none."""
+    sizes: dict[str, int] = {}
+    for file in folder.glob("*.safetensors"):
+        with file.open("rb") as stream:
+            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+        header.pop("__metadata__", None)
+        sizes |= {name: info["data_offsets"][1] - info["data_offsets"][0] for name, info in header.items()}
+    if any(name.startswith("lm_head.") for name in sizes):
+        sizes.pop("model.embed_tokens.weight")
+    return sum(sizes.values())
+
+
 def _write_weights(folder: Path, shape: Shape, context: int) -> None:
     import torch
     import transformers

@@ -36,6 +36,7 @@ class Transformer {
 
   const ModelConfig& config() const noexcept { return config_; }
   DType dtype() const noexcept { return weights_.dtype; }
+  const ModelWeights& weights() const noexcept { return weights_; }
   ThreadPool& pool() const noexcept { return pool_; }
   KvShape kv_shape() const;
 

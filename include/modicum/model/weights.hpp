@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -28,6 +29,12 @@ struct LayerWeights {
   LinearWeights gate, up, down;
 };
 
+/// What the matrix products of one token read and do.
+struct TokenCost {
+  std::uint64_t bytes = 0;
+  std::uint64_t multiply_adds = 0;
+};
+
 /// A checkpoint's tensors by their role. Matrices are views into the mapped files, or into memory of their
 /// own where another dtype was asked for; vectors are copied to f32.
 struct ModelWeights {
@@ -44,6 +51,9 @@ struct ModelWeights {
   /// out would answer from the wrong model); `Unsupported` as `Checkpoint::linear_weight`, and for layers
   /// that share an input (q, k and v; gate and up) in different formats.
   static ModelWeights load(const Checkpoint& checkpoint, std::optional<DType> dtype = std::nullopt);
+
+  /// Of one token, the head included; of the embedding it reads a row, which is left out.
+  TokenCost token_cost() const;
 };
 
 }  // namespace modicum
