@@ -5,8 +5,8 @@
 The text is cut into windows that do not overlap; each token but a window's first is predicted from those
 before it in the window. KL is the mean divergence of the next token's distribution from the float model's,
 top-1 the share of tokens where both find the same one likeliest. "transformers" reads the directory that
-modicum wrote, through compressed-tensors, in float32: what differs is that modicum rounds the inputs of linear
-layers to int8.
+modicum wrote, through compressed-tensors, in float32: what differs is that modicum rounds the inputs of
+linear layers to int8.
 
     python benchmarks/compare/perplexity.py --model MODEL --text TEXT --window 512
     python benchmarks/compare/perplexity.py --demo --window 1024 --questions 300   # the bundled model

@@ -2,8 +2,11 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <cstring>
+#include <map>
+#include <numeric>
+#include <optional>
 #include <span>
+#include <system_error>
 #include <utility>
 
 #include <modicum/base/atomic_directory.hpp>
@@ -66,6 +69,17 @@ void check_finite(std::span<const float> row, const std::string& tensor, std::si
   }
 }
 
+/// Σ value(i)², i < count, a multiple of 4.
+template <class F>
+double sum_of_squares(std::size_t count, F value) {
+  constexpr std::size_t kLanes = 4;
+  double sums[kLanes] = {};
+  for (std::size_t i = 0; i < count; i += kLanes) {
+    for (std::size_t j = 0; j < kLanes; ++j) sums[j] += static_cast<double>(value(i + j)) * value(i + j);
+  }
+  return std::accumulate(sums, sums + kLanes, 0.0);
+}
+
 template <class T>
 RoundedRows round_rows(const WeightView& weights, const QuantizeStep& step, std::size_t group,
                        std::size_t begin, std::size_t end) {
@@ -86,12 +100,9 @@ RoundedRows round_rows(const WeightView& weights, const QuantizeStep& step, std:
       const float scale = round_group(values, step.bits, weights.dtype, integers);
       *scales++ = from_f32<T>(scale);
       pack(integers, step.bits, packed);
-      for (std::size_t i = 0; i < group; ++i) {
-        const double exact = values[i];
-        const double error = exact - static_cast<double>(scale) * integers[i];
-        out.square += exact * exact;
-        out.square_error += error * error;
-      }
+      out.square += sum_of_squares(group, [&](std::size_t i) { return values[i]; });
+      out.square_error += sum_of_squares(
+          group, [&](std::size_t i) { return values[i] - scale * static_cast<float>(integers[i]); });
     }
   }
   return out;
@@ -255,10 +266,15 @@ bool is_weights(const fs::path& name) {
 
 /// Tokenizer, generation_config.json, licence and the like; not weights in whatever format, nor hidden files.
 void copy_other_files(const fs::path& from, const fs::path& to) {
-  for (const auto& entry : fs::directory_iterator(from)) {
+  std::error_code code;
+  fs::directory_iterator entries(from, code);
+  if (code) {
+    fail<IoError>({.op = kOp, .what = "listing " + quote(from.string()) + ", failed: " + code.message()});
+  }
+  for (const fs::directory_entry& entry : entries) {
     const fs::path name = entry.path().filename();
     const bool skip = name == "config.json" || is_weights(name) || name.string().starts_with(".");
-    if (skip || !entry.is_regular_file()) continue;
+    if (skip || !entry.is_regular_file(code)) continue;
     const MappedFile file(entry.path());
     AtomicFile copy(to / name);
     copy.write(file.bytes());

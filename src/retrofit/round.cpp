@@ -30,20 +30,31 @@ float epsilon(DType dtype) {
   return dtype == DType::bf16 ? 0x1p-7f : dtype == DType::f16 ? 0x1p-10f : 0x1p-23f;
 }
 
+/// The first weight of largest magnitude.
 float largest(std::span<const float> weights) {
-  return *std::max_element(weights.begin(), weights.end(),
-                           [](float a, float b) { return std::abs(a) < std::abs(b); });
+  float lanes[kLanes] = {};
+  for (std::size_t i = 0; i < weights.size(); i += kLanes) {
+    for (std::size_t j = 0; j < kLanes; ++j) lanes[j] = std::max(lanes[j], std::abs(weights[i + j]));
+  }
+  const float most = *std::max_element(lanes, lanes + kLanes);
+  return *std::find_if(weights.begin(), weights.end(), [&](float w) { return std::abs(w) == most; });
+}
+
+/// To an integer, ties to even, for magnitudes below 2^22. Unlike nearbyint it becomes vector code
+/// everywhere.
+float rounded(float x) {
+  constexpr float kShift = 12582912.0f;  // 1.5 · 2^23
+  return (x + kShift) - kShift;
 }
 
 /// Σ (w / scale − q)². Not squared in units of w, which could overflow.
 float squared_error(std::span<const float> weights, float inverse, float lowest, float highest) {
-  constexpr float kRound = 12582912.0f;  // 1.5 · 2^23: adding it rounds to an integer, ties to even
   float sums[kLanes] = {};
   for (std::size_t i = 0; i < weights.size(); i += kLanes) {
     for (std::size_t j = 0; j < kLanes; ++j) {
       const float exact = weights[i + j] * inverse;
       const float bounded = std::min(std::max(exact, lowest), highest);
-      const float error = exact - ((bounded + kRound) - kRound);
+      const float error = exact - rounded(bounded);
       sums[j] += error * error;
     }
   }
@@ -77,8 +88,8 @@ float round_group(std::span<const float> weights, std::size_t bits, DType scale_
   const float scale = best_scale(weights, bits, scale_dtype);
   const auto half = static_cast<float>(1u << (bits - 1));
   for (std::size_t i = 0; i < weights.size(); ++i) {
-    const float rounded = std::nearbyint(weights[i] / scale);
-    integers[i] = static_cast<std::int8_t>(std::min(std::max(rounded, -half), half - 1.0f));
+    const float bounded = std::min(std::max(weights[i] / scale, -half), half - 1.0f);
+    integers[i] = static_cast<std::int8_t>(rounded(bounded));
   }
   return scale;
 }

@@ -97,7 +97,8 @@ def test_wrong_usage_is_exit_code_2(arguments: list[str]):
 
 
 @pytest.mark.parametrize(
-    "command", [["info"], ["generate"], ["cag", "build"], ["cag", "ask"], ["cag", "inspect"], ["demo"]]
+    "command",
+    [["info"], ["generate"], ["quantize"], ["cag", "build"], ["cag", "ask"], ["cag", "inspect"], ["demo"]],
 )
 def test_every_command_has_help_and_json(command: list[str], capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as exit_code:
