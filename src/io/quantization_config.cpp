@@ -165,7 +165,12 @@ QuantizationConfig parse_quantization(const Json& json, std::string_view op, con
   }
   refuse_others(fields, json,
                 {"quant_method", "config_groups", "format", "ignore", "quantization_status", "version",
-                 "global_compression_ratio", "run_compressed", "dequantize", "use_optimized_inference"});
+                 "sparsity_config", "global_compression_ratio", "run_compressed", "dequantize",
+                 "use_optimized_inference"});
+  if (fields.has_value("sparsity_config") && !is_empty(fields.at("sparsity_config"))) {
+    const JsonFields sparsity(fields.at("sparsity_config"), op, where + ".sparsity_config.");
+    if (sparsity.text_or("format", "") != "dense") sparsity.refuse<Unsupported>("format", "dense");
+  }
   const std::string status = fields.text_or("quantization_status", "compressed");
   if (status != "compressed" && status != "frozen") {
     fields.refuse<Unsupported>("quantization_status", "compressed or frozen");

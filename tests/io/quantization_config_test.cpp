@@ -89,6 +89,8 @@ TEST_CASE("fields that change nothing are passed over") {
       R"(,"output_activations":null,"input_activations":{"num_bits":8,"type":"int","strategy":"token",)"
       R"("dynamic":true,"symmetric":true})";
   CHECK(parse_one(scheme(weights, activations), fields).quantization->schemes.size() == 1);
+  const std::string dense = R"(,"sparsity_config":{"format":"dense","global_sparsity":0.1,"targets":[]})";
+  CHECK(parse_one(scheme(), dense).quantization->schemes.size() == 1);
 }
 
 TEST_CASE("an exact name goes before a pattern, that before Linear, and what is ignored before all") {
@@ -116,7 +118,7 @@ TEST_CASE("what is not implemented is refused by its field") {
   refuses(scheme(), R"(,"format":"marlin-24")", "pack-quantized or int-quantized");
   refuses(scheme(), R"(,"quantization_status":"initialized")", "quantization_status");
   refuses(scheme(), R"(,"kv_cache_scheme":{"num_bits":8})", "kv_cache_scheme");
-  refuses(scheme(), R"(,"sparsity_config":{"format":"sparse-24"})", "sparsity_config");
+  refuses(scheme(), R"(,"sparsity_config":{"format":"sparse-24"})", "sparsity_config.format");
   refuses(scheme(), R"(,"transform_config":{"config_groups":{"a":1}})", "transform_config");
   refuses(scheme(), R"j(,"ignore":["re:(a|b)"])j", "ignore");
   refuses("[\"Linear\"]", "", "group_0");
