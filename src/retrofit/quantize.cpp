@@ -131,11 +131,11 @@ class Writer {
   }
 
   void write(const QuantizeStep& step) {
-    QuantizedKind& kind = kind_of(step.kind);
-    ++kind.tensors;
+    Tally& tally = tally_of(step.kind);
+    ++tally.kind.tensors;
     const bool tied_head = step.kind == "head" && step.source != "lm_head.weight";
-    kind.bytes_before += tied_head ? 0 : from_.info(step.source).bytes();
-    step.bits == 0 ? copy(step, kind) : round(step, kind);
+    tally.kind.bytes_before += tied_head ? 0 : from_.info(step.source).bytes();
+    step.bits == 0 ? copy(step, tally) : round(step, tally);
     done_ += from_.info(step.source).bytes();
   }
 
@@ -147,16 +147,23 @@ class Writer {
   }
 
   std::vector<QuantizedKind> kinds() const {
-    std::vector<QuantizedKind> kinds = kinds_;
-    for (std::size_t i = 0; i < kinds.size(); ++i) {
-      if (weights_[i] == 0) continue;
-      kinds[i].mean_square_error /= static_cast<double>(weights_[i]);
-      kinds[i].mean_square /= static_cast<double>(weights_[i]);
+    std::vector<QuantizedKind> kinds;
+    for (const Tally& tally : tallies_) {
+      kinds.push_back(tally.kind);
+      if (tally.rounded == 0) continue;
+      kinds.back().mean_square_error /= static_cast<double>(tally.rounded);
+      kinds.back().mean_square /= static_cast<double>(tally.rounded);
     }
     return kinds;
   }
 
  private:
+  /// Sums where the report has means.
+  struct Tally {
+    QuantizedKind kind;
+    std::uint64_t rounded = 0;  ///< weights that became integers
+  };
+
   static std::uint64_t size_of_spec(const TensorSpec& spec) {
     std::uint64_t bits = safetensors_bits(spec.dtype);
     for (const std::uint64_t extent : spec.shape) bits *= extent;
@@ -177,51 +184,54 @@ class Writer {
     return from_.files().size() > 1 ? largest : std::uint64_t{5} << 30;
   }
 
-  QuantizedKind& kind_of(const std::string& name) {
-    const auto found =
-        std::find_if(kinds_.begin(), kinds_.end(), [&](const QuantizedKind& k) { return k.kind == name; });
-    current_ = static_cast<std::size_t>(found - kinds_.begin());
-    if (found != kinds_.end()) return *found;
-    weights_.push_back(0);
-    kinds_.push_back({.kind = name});
-    return kinds_.back();
+  Tally& tally_of(const std::string& kind) {
+    for (Tally& tally : tallies_) {
+      if (tally.kind.kind == kind) return tally;
+    }
+    tallies_.push_back({.kind = {.kind = kind}});
+    return tallies_.back();
   }
 
   void put(const TensorSpec& spec, Bytes bytes) {
-    is_late(spec) ? void(late_[spec.name] = std::move(bytes)) : writer_->append(bytes);
+    if (!is_late(spec)) return writer_->append(bytes);
+    owned_.push_back(std::move(bytes));
+    late_[spec.name] = owned_.back();
   }
 
-  void copy(const QuantizeStep& step, QuantizedKind& kind) {
+  void copy(const QuantizeStep& step, Tally& tally) {
     const std::span<const std::byte> bytes = from_.bytes(step.source);
     const TensorSpec spec = outputs_of(step, from_, options_.group)[0];
-    kind.bytes_after += bytes.size();
-    if (is_late(spec)) return put(spec, Bytes(bytes.begin(), bytes.end()));
+    tally.kind.bytes_after += bytes.size();
+    if (is_late(spec)) {
+      late_[spec.name] = bytes;
+      return;
+    }
     for (std::size_t begin = 0; begin < bytes.size(); begin += kCopyBytes) {
       report(progress_, kOp, done_ + begin, total_);
       writer_->append(bytes.subspan(begin, std::min(kCopyBytes, bytes.size() - begin)));
     }
   }
 
-  void round(const QuantizeStep& step, QuantizedKind& kind) {
+  void round(const QuantizeStep& step, Tally& tally) {
     const std::vector<TensorSpec> specs = outputs_of(step, from_, options_.group);
     const WeightView weights = from_.weight(step.source, step.rows, step.cols);
     const std::size_t task_rows = std::max<std::size_t>(1, kTaskWeights / step.cols);
-    const std::size_t round_rows_count = task_rows * kTasksPerThread * pool_.size();
+    const std::size_t rows_at_once = task_rows * kTasksPerThread * pool_.size();
     Bytes scales;
-    for (std::size_t first = 0; first < step.rows; first += round_rows_count) {
+    for (std::size_t first = 0; first < step.rows; first += rows_at_once) {
       report(progress_, kOp, done_ + from_.info(step.source).bytes() * first / step.rows, total_);
-      const std::size_t end = std::min(step.rows, first + round_rows_count);
+      const std::size_t end = std::min(step.rows, first + rows_at_once);
       for (const RoundedRows& rows : rounded(weights, step, first, end, task_rows)) {
         writer_->append(rows.integers);
         scales.insert(scales.end(), rows.scales.begin(), rows.scales.end());
-        kind.mean_square_error += rows.square_error;
-        kind.mean_square += rows.square;
+        tally.kind.mean_square_error += rows.square_error;
+        tally.kind.mean_square += rows.square;
       }
     }
     const std::uint64_t shape[2] = {step.rows, step.cols};
     const auto shape_bytes = std::as_bytes(std::span(shape));
-    weights_[current_] += step.rows * step.cols;
-    for (const TensorSpec& spec : specs) kind.bytes_after += size_of_spec(spec);
+    tally.rounded += step.rows * step.cols;
+    for (const TensorSpec& spec : specs) tally.kind.bytes_after += size_of_spec(spec);
     put(specs[1], std::move(scales));
     put(specs[2], Bytes(shape_bytes.begin(), shape_bytes.end()));
   }
@@ -245,10 +255,9 @@ class Writer {
   const Progress& progress_;
   std::optional<CheckpointWriter> writer_;
   std::vector<std::string> late_names_;
-  std::map<std::string, Bytes> late_;
-  std::vector<QuantizedKind> kinds_;
-  std::vector<std::uint64_t> weights_;  ///< that became integers, by kind
-  std::size_t current_ = 0;
+  std::map<std::string, std::span<const std::byte>> late_;
+  std::vector<Bytes> owned_;  ///< what `late_` shows of it that the source does not hold
+  std::vector<Tally> tallies_;
   std::uint64_t done_ = 0;
   std::uint64_t total_ = 0;
 };
