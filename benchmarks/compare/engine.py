@@ -22,6 +22,7 @@ import statistics
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +30,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import modicum as mo
 import numpy as np
-from peers import report
+from peers import quiet, report
 from peers.engine import CONTESTANTS, Contestant, Setup, UnavailableError
 from peers.rows import BRANCHES, DECODE, PROMPT, ROWS, TRUNK, Row
 from peers.shapes import SHAPES, Shape, bytes_per_token, checkpoint
 from peers.worker import Worker
 
-SETTLE = 0.3  # seconds: idle threads of some OpenMP libraries spin for 0.2 s after their work
 BRANCH_TARGET = 1.8
-QUIET = 0.05  # the share of one processor that others may take during a measurement
 
 
 def start(contestants: list[Contestant], shape: Shape, options: argparse.Namespace) -> dict[str, Worker]:
@@ -85,18 +84,6 @@ def read_bandwidth(options: argparse.Namespace, size: int) -> float | None:
     return probe(threads=options.threads, size=size) if probe else None
 
 
-def undisturbed(row: Row, worker: Worker, setup: Setup, seed: int, tries: int) -> float:
-    """A measurement during which others took little of the machine; the last of some tries if none is."""
-    for _ in range(tries):
-        begin = time.perf_counter()
-        value = row.measure(worker, setup, seed)
-        # The counters tick in hundredths of a second.
-        if worker.foreign < 0.03 + QUIET * (time.perf_counter() - begin):
-            return value
-        time.sleep(1)
-    return value
-
-
 def measure_row(
     row: Row, workers: dict[str, Worker], setup: Setup, weights: int, options: argparse.Namespace
 ) -> dict[str, Any]:
@@ -105,13 +92,14 @@ def measure_row(
     bandwidth = []
     for repeat in range(options.repeat + 1):
         if row.bound == "read" and repeat > 0:
-            time.sleep(SETTLE)
+            quiet.wait(options.patience)
             bandwidth.append(read_bandwidth(options, weights))
         for name, worker in takes_part.items():
-            time.sleep(SETTLE)
-            value = undisturbed(row, worker, setup, repeat, options.tries if repeat > 0 else 1)
-            if repeat > 0:
-                values[name].append(value)
+            if repeat == 0:
+                row.measure(worker, setup, repeat)
+                continue
+            measure = partial(row.measure, worker, setup, repeat)
+            values[name].append(quiet.undisturbed(measure, worker, options.patience, options.tries))
     contestants = {n: {"median": statistics.median(v), "values": v} for n, v in values.items()}
     return {
         "title": row.title,
@@ -139,11 +127,12 @@ def add_limit(result: dict[str, Any], row: Row, setup: Setup, weights: int, peak
         result["limit"] = f"{row.bound} peak"
 
 
-def measure_branches(worker: Worker, setup: Setup, repeat: int) -> dict[str, Any]:
+def measure_branches(worker: Worker, setup: Setup, options: argparse.Namespace) -> dict[str, Any]:
     times: dict[int, list[float]] = {1: [], BRANCHES: []}
-    for i in range(2 * repeat + 1):
+    for i in range(2 * options.repeat + 1):
         for count, values in times.items():
-            seconds = worker.call("branches", setup.tokens(count, i))
+            measure = partial(worker.call, "branches", setup.tokens(count, i))
+            seconds = quiet.undisturbed(measure, worker, options.patience, options.tries)
             if i > 0:
                 values.append(seconds)
     one, many = (statistics.median(times[count]) for count in (1, BRANCHES))
@@ -176,7 +165,7 @@ def measure_shape(shape: Shape, options: argparse.Namespace, peaks: dict[str, fl
         medians = {name: report.shown(v["median"]) for name, v in values["contestants"].items()}
         print(f"{row.title}: {medians}", flush=True)
     if "branches" in options.rows and "modicum bf16" in workers:
-        result["branches"] = measure_branches(workers["modicum bf16"], setup, options.repeat)
+        result["branches"] = measure_branches(workers["modicum bf16"], setup, options)
     result["idle_cpu_seconds"] = {name: worker.idle_cpu for name, worker in workers.items()}
     result["peak_memory"] = {name: worker.peak_memory for name, worker in workers.items()}
     for worker in workers.values():
@@ -217,6 +206,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--tries", type=int, default=5, help="of a measurement that other programs disturb")
+    parser.add_argument(
+        "--patience", type=float, default=20, help="seconds to wait for a quiet machine before a measurement"
+    )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path, help="PNG or SVG")
     return parser.parse_args()
@@ -225,7 +217,8 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     options = parse()
     found = machine(options)
-    print(f"{found['processor']}, {found['instruction_set']}, {options.threads} threads; {found['peaks']}")
+    peaks = {kind: f"{rate / 1e9:.0f} Gop/s" for kind, rate in found["peaks"].items()}
+    print(f"{found['processor']}, {found['instruction_set']}, {options.threads} threads; {peaks}")
     results = {}
     for name in options.shapes:
         results[name] = measure_shape(SHAPES[name], options, found["peaks"])
