@@ -3,8 +3,9 @@
 // modicum has them:  modicum_bench_start MODEL [RUNS]
 //
 // The program starts itself RUNS times (21 without it) after one run that warms the page cache, and prints
-// the medians: until the child has its first token, the parts of that which the child can see, and the memory
-// that nobody shares (anonymous pages) without keys and values. The tokenizer is loaded where MODEL has one.
+// the medians: until the child has its first token, the parts of that which the child can see, its processor
+// time (which other programs disturb less), and the memory that nobody shares (anonymous pages) without keys
+// and values. The tokenizer is loaded where MODEL has one.
 #include <algorithm>
 #include <array>
 #include <chrono>
@@ -16,6 +17,7 @@
 #include <string>
 #include <vector>
 
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -35,6 +37,7 @@ struct Report {
   double exec = 0;   ///< from the parent's fork to main
   double total = 0;  ///< from the parent's fork to the first token
   double memory = 0;
+  double cpu = 0;  ///< of all threads, until the process is gone
 };
 
 double since(Clock::time_point begin) {
@@ -102,7 +105,11 @@ Report run_child(const char* directory) {
   const bool whole = read(ends[0], &report, sizeof report) == static_cast<ssize_t>(sizeof report);
   close(ends[0]);
   int status = 0;
-  waitpid(child, &status, 0);
+  rusage usage{};
+  wait4(child, &status, 0, &usage);
+  for (const timeval& part : {usage.ru_utime, usage.ru_stime}) {
+    report.cpu += static_cast<double>(part.tv_sec) + 1e-6 * static_cast<double>(part.tv_usec);
+  }
   if (child < 0 || !whole || status != 0) throw std::runtime_error("the child failed");
   return report;
 }
@@ -125,6 +132,7 @@ int run_parent(const char* directory, int runs) {
   std::printf("  load                %.1f ms\n", milliseconds(&Report::load));
   std::printf("  tokenizer, prompt   %.1f ms\n", milliseconds(&Report::tokenizer));
   std::printf("  %zu tokens, logits    %.1f ms\n", kPromptTokens, milliseconds(&Report::first_token));
+  std::printf("processor time        %.1f ms of all threads\n", milliseconds(&Report::cpu));
   std::printf("private memory        %.1f MB beside keys and values\n",
               median(reports, &Report::memory) / 1e6);
   return 0;
