@@ -20,6 +20,8 @@ namespace modicum::cpu::avx512vnni {
 #include "integer_tiles.inc"
 // Builds on that.
 #include "integer_rows.inc"
+// And on that.
+#include "int8_rows.inc"
 
 /// 16 × 16 sums in registers, 8 outputs at a time: each four bytes of weights are broadcast once, each vector
 /// of activations is loaded once for 8 outputs, so that a multiply-add costs 9/8 loads of the two that a
@@ -67,18 +69,26 @@ struct TileKernel {
 
 std::size_t packed_bytes(DType dtype, std::size_t tokens, std::size_t cols) {
   if (is_float(dtype)) return avx512_kernels().packed_bytes(dtype, tokens, cols);
+  if (dtype == DType::int8_rows) return tokens * whole_row_bytes(cols);
   return tokens <= kFewTokens ? integer_token_bytes(tokens, cols) : integer_tile_bytes(tokens, cols);
 }
 
 void pack(DType dtype, const float* x, std::size_t tokens, std::size_t cols, std::size_t group,
           void* packed) {
   if (is_float(dtype)) return avx512_kernels().pack(dtype, x, tokens, cols, group, packed);
+  if (dtype == DType::int8_rows) {
+    const std::size_t end = std::min(tokens, (group + 1) * kPackTokens);
+    for (std::size_t t = group * kPackTokens; t < end; ++t)
+      pack_int8_row(x + t * cols, cols, static_cast<std::int8_t*>(packed) + t * whole_row_bytes(cols));
+    return;
+  }
   if (tokens <= kFewTokens) return pack_token_rows(dtype, x, tokens, cols, packed);
   pack_token_tiles(dtype, x, tokens, cols, group, packed);
 }
 
 void matmul(const MatmulTask& task) {
   if (is_float(task.w.dtype)) return avx512_kernels().matmul(task);
+  if (task.w.dtype == DType::int8_rows) return matmul_int8_rows(task);
   if (task.tokens <= kFewTokens) return matmul_few(task);
   const Outputs outputs{task};
   IntegerProducts<TileKernel, Outputs>(outputs, task.w, task.x, task.tokens, task.scratch).run();
@@ -89,8 +99,9 @@ void gated(const GatedTask& task) {
   IntegerProducts<TileKernel, GatedIntegers>(work, task.gate, task.x, task.tokens, task.scratch).run();
 }
 
-bool fuses(DType dtype, DType next, std::size_t tokens) {
-  return tokens > kFewTokens && !is_float(dtype) && !is_float(next);
+Fusion fuses(DType dtype, DType next, std::size_t tokens) {
+  const auto by_groups = [](DType d) { return !is_float(d) && d != DType::int8_rows; };
+  return tokens > kFewTokens && by_groups(dtype) && by_groups(next) ? Fusion::packed : Fusion::none;
 }
 
 void silu_mul(float* gate, const float* up, std::size_t n) {

@@ -56,8 +56,16 @@ struct GatedTask {
   std::size_t o_end = 0;
   const float* gate_bias = nullptr;
   const float* up_bias = nullptr;
-  void* packed = nullptr;   ///< h, as `pack` would leave it
+  void* packed = nullptr;   ///< h, as `pack` would leave it (Fusion::packed)
+  float* y = nullptr;       ///< h [tokens, rows] (Fusion::activation)
   void* scratch = nullptr;  ///< as of `MatmulTask`
+};
+
+/// What a gated layer's kernel does after the products.
+enum class Fusion {
+  none,        ///< there is no such kernel
+  activation,  ///< the activation
+  packed,      ///< that, and packing for the next product
 };
 
 /// A tile of keys and values of one key head as f32: keys transposed [head_dim, kKeyTile], values
@@ -145,11 +153,11 @@ struct KernelTable {
   void (*rms_norm)(const float* x, const float* weight, float eps, std::size_t n, float* y);
   void (*silu_mul)(float* gate, const float* up, std::size_t n);
   void (*rope)(float* x, const float* cos, const float* sin, std::size_t heads, std::size_t head_dim);
-  /// Products, activation and packing in one, for what `fuses` says.
+  /// Products and what follows them in one, as `fuses` says.
   void (*gated)(const GatedTask& task) = nullptr;
-  /// Whether `gated` serves weights of `dtype` before weights of `next` for so many tokens.
-  bool (*fuses)(DType dtype, DType next, std::size_t tokens) = [](DType, DType, std::size_t) {
-    return false;
+  /// What `gated` does with weights of `dtype` before weights of `next` for so many tokens.
+  Fusion (*fuses)(DType dtype, DType next, std::size_t tokens) = [](DType, DType, std::size_t) {
+    return Fusion::none;
   };
   /// For bf16 keys and values; null where rows are attended to one by one.
   const LaneKernels* lanes = nullptr;

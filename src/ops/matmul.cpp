@@ -29,7 +29,8 @@ void check(std::string_view op, const WeightView& weight, std::size_t rows, std:
           .got = describe(weight.rows, weight.cols, weight.dtype)});
   }
   if (is_float(dtype)) return;
-  const bool whole = weight.group != 0 && weight.group % kQuantGroup == 0 && cols % weight.group == 0;
+  const bool whole = weight.group != 0 && weight.group % kQuantGroup == 0 && cols % weight.group == 0 &&
+                     (dtype != DType::int8_rows || weight.group == cols);
   if (!whole || weight.scales == nullptr || !is_float(weight.scale_dtype)) {
     fail({.op = op,
           .what = "integer weight of " + std::to_string(cols) + " columns",
@@ -97,8 +98,9 @@ const void* gated(ThreadPool& pool, const float* x, std::size_t tokens, const Sw
   const DType dtype = w.gate.dtype;
   const cpu::KernelTable& kernels = cpu::kernels();
   const void* const packed = pack(pool, dtype, x, tokens, w.gate.cols, scratch.words);
-  if (!kernels.fuses(dtype, w.down.dtype, tokens)) {
-    scratch.gate.resize(std::max(scratch.gate.size(), tokens * inner));
+  const cpu::Fusion fusion = kernels.fuses(dtype, w.down.dtype, tokens);
+  if (fusion != cpu::Fusion::packed) scratch.gate.resize(std::max(scratch.gate.size(), tokens * inner));
+  if (fusion == cpu::Fusion::none) {
     scratch.up.resize(std::max(scratch.up.size(), tokens * inner));
     const Product products[] = {{w.gate, w.gate_bias, scratch.gate.data(), inner},
                                 {w.up, w.up_bias, scratch.up.data(), inner}};
@@ -106,7 +108,9 @@ const void* gated(ThreadPool& pool, const float* x, std::size_t tokens, const Sw
     silu_mul(pool, scratch.gate.data(), scratch.up.data(), tokens * inner);
     return pack(pool, w.down.dtype, scratch.gate.data(), tokens, inner, scratch.hidden);
   }
-  void* const hidden = room(scratch.hidden, kernels.packed_bytes(w.down.dtype, tokens, inner));
+  void* const hidden = fusion == cpu::Fusion::packed
+                           ? room(scratch.hidden, kernels.packed_bytes(w.down.dtype, tokens, inner))
+                           : nullptr;
   const std::size_t end = cpu::padded(inner, kOutputBlock);
   const std::size_t block = std::min(block_size(inner, pool.size()), kMostOutputs / 2);
   pool.run((end + block - 1) / block, [&](std::size_t task) {
@@ -120,9 +124,11 @@ const void* gated(ThreadPool& pool, const float* x, std::size_t tokens, const Sw
                    .gate_bias = w.gate_bias,
                    .up_bias = w.up_bias,
                    .packed = hidden,
+                   .y = scratch.gate.data(),
                    .scratch = scratch_of_this_thread()});
   });
-  return hidden;
+  if (fusion == cpu::Fusion::packed) return hidden;
+  return pack(pool, w.down.dtype, scratch.gate.data(), tokens, inner, scratch.hidden);
 }
 
 }  // namespace

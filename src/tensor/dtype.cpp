@@ -11,7 +11,7 @@ std::size_t size_of(DType dtype) {
 }
 
 std::string_view name_of(DType dtype) {
-  static constexpr std::string_view names[] = {"f32", "bf16", "f16", "int8", "uint8", "uint4"};
+  static constexpr std::string_view names[] = {"f32", "bf16", "f16", "int8", "uint8", "uint4", "int8_rows"};
   return names[static_cast<int>(dtype)];
 }
 

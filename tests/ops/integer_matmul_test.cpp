@@ -17,19 +17,24 @@ using namespace modicum;
 
 namespace {
 
-constexpr DType kDTypes[] = {DType::int8, DType::uint8, DType::uint4};
+constexpr DType kDTypes[] = {DType::int8, DType::uint8, DType::uint4, DType::int8_rows};
+
+/// The columns that share a scale where nothing else is said.
+std::size_t group_of(DType dtype, std::size_t cols) {
+  return dtype == DType::int8_rows ? cols : kQuantGroup;
+}
 
 /// A matrix of random integers and scales, each of which ends at the end of a page.
 class IntegerWeight {
  public:
   IntegerWeight(DType dtype, std::size_t rows, std::size_t cols, std::uint32_t seed,
-                DType scale_dtype = DType::bf16, std::size_t group = kQuantGroup)
+                DType scale_dtype = DType::bf16, std::size_t group = 0)
       : dtype_(dtype),
         rows_(rows),
         cols_(cols),
-        group_(group),
+        group_(group == 0 ? group_of(dtype, cols) : group),
         data_(rows * cols * bits_of(dtype) / 8),
-        scales_(scale_dtype, rows, cols / group, seed + 1) {
+        scales_(scale_dtype, rows, cols / group_, seed + 1) {
     std::mt19937 random(seed);
     for (std::uint8_t& byte : data_) byte = static_cast<std::uint8_t>(random());
   }
@@ -60,8 +65,20 @@ class IntegerWeight {
   RandomWeight scales_;
 };
 
+/// That of one scale a row and one a token.
+float product_of_rows(const float* x, const IntegerWeight& w, std::size_t row, std::size_t cols) {
+  float most = 0;
+  for (std::size_t k = 0; k < cols; ++k) most = std::max(most, std::fabs(x[k]));
+  const float inverse = most > 0 ? 127.0f / most : 0.0f;
+  int dot = 0;
+  for (std::size_t k = 0; k < cols; ++k)
+    dot += w.at(row, k) * static_cast<int>(std::nearbyint(x[k] * inverse));
+  return static_cast<float>(dot) * (w.scale(row, 0) * (most / 127.0f));
+}
+
 /// The specification, step by step; the order and the roundings are part of it.
 float product(const float* x, const IntegerWeight& w, std::size_t row, std::size_t cols) {
+  if (w.view().dtype == DType::int8_rows) return product_of_rows(x, w, row, cols);
   float sum = 0;
   for (std::size_t g = 0; g < cols; g += kQuantGroup) {
     float most = 0;
@@ -126,13 +143,15 @@ TEST_CASE("integer products are those of the specification, bit by bit, in any b
   for (const DType dtype : kDTypes) {
     for (const std::size_t cols : {32, 64, 96, 128, 160, 288, 896, 1120}) {
       for (const std::size_t outputs : {1, 3, 15, 16, 17, 32, 33, 100})
-        check_shape(dtype, 35, cols, outputs, DType::bf16, 32);
+        check_shape(dtype, 35, cols, outputs, DType::bf16, 0);
     }
   }
 }
 
 TEST_CASE("scales of any float and groups of any multiple of 32 count") {
-  for (const DType dtype : kDTypes) {
+  for (const DType scale : {DType::f32, DType::f16, DType::bf16})
+    check_shape(DType::int8_rows, 18, 128, 40, scale, 0);
+  for (const DType dtype : {DType::int8, DType::uint8, DType::uint4}) {
     for (const DType scale : {DType::f32, DType::f16, DType::bf16}) {
       check_shape(dtype, 18, 128, 40, scale, 64);
       check_shape(dtype, 18, 256, 40, scale, 128);
@@ -216,8 +235,9 @@ TEST_CASE("integer weights without scales, or whose groups do not fit, are refus
   const std::vector<float> x(96, 1.0f);
   float y[4] = {};
   const IntegerWeight w(DType::int8, 4, 96, 1);
-  for (const int fault : {0, 1, 2, 3}) {
+  for (const int fault : {0, 1, 2, 3, 4}) {
     WeightView bad = w.view();
+    if (fault == 4) bad.dtype = DType::int8_rows;
     if (fault == 0) bad.scales = nullptr;
     if (fault == 1) bad.group = 64;
     if (fault == 2) bad.group = 16;

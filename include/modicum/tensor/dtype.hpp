@@ -11,7 +11,8 @@ namespace modicum {
 /// Element types that weights come in, and (the floats) keys and values. Integers stand for integer · scale,
 /// with one scale for each group of a row's columns: `int8` is two's complement; `uint8` is offset by 128 and
 /// `uint4` by 8, both as compressed-tensors packs them ("pack-quantized": element 0 in the lowest bits).
-enum class DType : std::uint8_t { f32, bf16, f16, int8, uint8, uint4 };
+/// `int8_rows` is `int8` with one scale a row, for activations with one scale a token ("int-quantized").
+enum class DType : std::uint8_t { f32, bf16, f16, int8, uint8, uint4, int8_rows };
 
 constexpr bool is_float(DType dtype) {
   return dtype <= DType::f16;
@@ -24,7 +25,7 @@ constexpr std::size_t bits_of(DType dtype) {
 
 /// Bytes of an element of one byte or more.
 std::size_t size_of(DType dtype);
-/// "f32", "bf16", "f16", "int8", "uint8", "uint4".
+/// "f32", "bf16", "f16", "int8", "uint8", "uint4", "int8_rows".
 std::string_view name_of(DType dtype);
 /// The inverse of `name_of` for floats. Throws `InvalidArgument` that lists the names.
 DType dtype_from_name(std::string_view name);
