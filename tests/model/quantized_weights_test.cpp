@@ -104,7 +104,7 @@ TEST_CASE("packed and plain integers are used where they lie, with their scales"
 
   const Checkpoint eight = write(directory / "8", config(kInt8), specs(config(kInt8), plain8));
   const WeightView down = ModelWeights::load(eight, DType::f32).layers[0].down.weight;
-  CHECK(down.dtype == DType::int8_rows);
+  CHECK(down.dtype == DType::int8);
   CHECK(down.group == 96);
   CHECK(down.scale_dtype == DType::f32);
   CHECK(ModelWeights::load(eight, DType::f32).embedding.dtype == DType::f32);
