@@ -7,7 +7,7 @@ import numpy
 import numpy.typing
 import os
 import typing
-__all__: list[str] = ['Answer', 'BeamHypothesis', 'Branch', 'Cancelled', 'Citation', 'ContextOverflow', 'Corrupt', 'Cost', 'DeviceError', 'Error', 'FingerprintMismatch', 'FormatError', 'GenerateResult', 'InvalidArgument', 'IoError', 'Knowledge', 'MachineLimits', 'Model', 'ModelConfig', 'OutOfMemory', 'StreamDecoder', 'Tokenizer', 'Unsupported', 'active_isa', 'beam', 'build_knowledge', 'extend', 'generate', 'inspect_knowledge', 'machine_limits', 'quantize', 'read_bandwidth', 'round_rows', 'supported_isas', 'warp']
+__all__: list[str] = ['Answer', 'BeamHypothesis', 'Branch', 'Cancelled', 'Citation', 'ContextOverflow', 'Corrupt', 'Cost', 'DeviceError', 'Error', 'FingerprintMismatch', 'FormatError', 'GenerateResult', 'InvalidArgument', 'IoError', 'Knowledge', 'MachineLimits', 'Model', 'ModelConfig', 'OutOfMemory', 'StreamDecoder', 'Tokenizer', 'Unsupported', 'active_isa', 'beam', 'build_knowledge', 'extend', 'generate', 'inspect_knowledge', 'logits', 'machine_limits', 'quantize', 'read_bandwidth', 'round_rows', 'supported_isas', 'warp']
 class Error(Exception):
     """
     Root of everything that modicum raises.
@@ -408,6 +408,12 @@ def generate(start: Branch, prompt: collections.abc.Sequence[typing.SupportsInt 
 def inspect_knowledge(path: os.PathLike | str | bytes) -> dict:
     """
     What a knowledge file holds, after checking its seal and checksums.
+    """
+def logits(branches: collections.abc.Sequence[Branch]) -> numpy.typing.NDArray[numpy.float32]:
+    """
+    Logits of the token after each of the branches of one model, float32 [branches, vocabulary].
+    
+    The head's weights are read from memory once for all of them.
     """
 def machine_limits(*, threads: typing.SupportsInt | typing.SupportsIndex = 0) -> MachineLimits:
     """

@@ -129,6 +129,10 @@ def _add_generate(commands: Any) -> None:
     parser.add_argument("--length-penalty", type=float, default=1.0, metavar="L")
 
 
+def _group(text: str) -> int | str:
+    return text if text == "channel" else _positive(text)
+
+
 def _add_quantize(commands: Any) -> None:
     parser = _command(
         commands, "quantize", run_quantize, "Round the linear layers of a model to integers of 8 or 4 bits."
@@ -137,7 +141,11 @@ def _add_quantize(commands: Any) -> None:
     parser.add_argument("--out", required=True, metavar="DIR", help="a new directory for the result")
     parser.add_argument("--bits", type=int, choices=[8, 4], default=8, help="default: 8")
     parser.add_argument(
-        "--group", type=_positive, default=32, metavar="N", help="columns that share a scale; default: 32"
+        "--group",
+        type=_group,
+        default=32,
+        metavar="N",
+        help="columns that share a scale; default: 32. 'channel': whole rows, for int8 activations (W8A8)",
     )
     parser.add_argument(
         "--head",

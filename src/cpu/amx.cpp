@@ -150,7 +150,8 @@ void leave() {
 #include "attention_lanes.inc"
 
 Packed packed_of(const void* x, std::size_t cols, std::size_t groups) {
-  return {static_cast<const std::uint8_t*>(x), cols * sizeof(bf16), groups, padded(cols, kTileInputs) / kTileInputs * kTileBytes};
+  return {static_cast<const std::uint8_t*>(x), cols * sizeof(bf16), groups,
+          padded(cols, kTileInputs) / kTileInputs * kTileBytes};
 }
 
 void matmul(const MatmulTask& task) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Products with `int8_rows` weights in tiles (AMX, TDPBSSD), by the specification of integers.inc: blocks of 64 inputs, whose
-// integer sums stay in the tile registers as bf16's do; scales come once, at the end.
+// Products with `int8_rows` weights in tiles (AMX, TDPBSSD), by the specification of integers.inc: blocks of
+// 64 inputs, whose integer sums stay in the tile registers as bf16's do; scales come once, at the end.
 #include <algorithm>
 #include <bit>
 #include <cmath>
@@ -12,7 +12,8 @@
 #include "kernels.hpp"
 #include "target.hpp"
 
-MODICUM_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c,amx-tile,amx-int8,prefer-vector-width=512")
+MODICUM_TARGET_BEGIN(
+    "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c,amx-tile,amx-int8,prefer-vector-width=512")
 namespace modicum::cpu::amx {
 namespace {
 
@@ -83,7 +84,8 @@ struct GatedToRows : GatedRows {
 template <class Work>
 void run(const Work& work, const WeightView& w, const void* x, std::size_t tokens, void* scratch) {
   const std::size_t groups = padded(tokens, kPackTokens) / kPackTokens;
-  multiply_all(Scaled<Work>{work, w, x}, {static_cast<const std::uint8_t*>(x), w.cols, groups, group_bytes(w.cols)}, scratch);
+  multiply_all(Scaled<Work>{work, w, x},
+               {static_cast<const std::uint8_t*>(x), w.cols, groups, group_bytes(w.cols)}, scratch);
 }
 
 /// What turns a token into int8, and back.
@@ -95,7 +97,8 @@ struct TokenScale {
 TokenScale token_scale(const float* x, std::size_t cols) {
   const __m512i bits = _mm512_set1_epi32(0x7fffffff);
   __m512i all = _mm512_setzero_si512();
-  for (std::size_t k = 0; k < cols; k += 16) all = _mm512_max_epi32(all, _mm512_and_si512(_mm512_loadu_si512(x + k), bits));
+  for (std::size_t k = 0; k < cols; k += 16)
+    all = _mm512_max_epi32(all, _mm512_and_si512(_mm512_loadu_si512(x + k), bits));
   const auto most = static_cast<std::uint32_t>(_mm512_reduce_max_epi32(all));
   if (most >= 0x7f800000u) return {0.0f, NAN};
   if (most < 0x00800000u) return {};
@@ -118,9 +121,12 @@ void pack_int8_rows(const float* x, std::size_t tokens, std::size_t cols, std::s
     __m512i rows[16];
     for (std::size_t t = 0; t < 16; ++t) {
       alignas(64) std::int8_t row[kBlockBytes] = {};
-      for (std::size_t i = k; t < count && scales[t].inverse != 0.0f && i < std::min(cols, k + kBlockBytes); i += 16) {
-        const __m512 value = _mm512_mul_ps(_mm512_loadu_ps(first + t * cols + i), _mm512_set1_ps(scales[t].inverse));
-        _mm_store_si128(reinterpret_cast<__m128i*>(row + (i - k)), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(value)));
+      for (std::size_t i = k; t < count && scales[t].inverse != 0.0f && i < std::min(cols, k + kBlockBytes);
+           i += 16) {
+        const __m512 value =
+            _mm512_mul_ps(_mm512_loadu_ps(first + t * cols + i), _mm512_set1_ps(scales[t].inverse));
+        _mm_store_si128(reinterpret_cast<__m128i*>(row + (i - k)),
+                        _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(value)));
       }
       rows[t] = _mm512_load_si512(row);
     }
@@ -131,9 +137,13 @@ void pack_int8_rows(const float* x, std::size_t tokens, std::size_t cols, std::s
   for (std::size_t t = 0; t < 16; ++t) to[t] = scales[t].scale;
 }
 
-void matmul_int8_rows(const MatmulTask& task) { run(Outputs{task}, task.w, task.x, task.tokens, task.scratch); }
+void matmul_int8_rows(const MatmulTask& task) {
+  run(Outputs{task}, task.w, task.x, task.tokens, task.scratch);
+}
 
-void gated_int8_rows(const GatedTask& task) { run(GatedToRows{{task}}, task.gate, task.x, task.tokens, task.scratch); }
+void gated_int8_rows(const GatedTask& task) {
+  run(GatedToRows{{task}}, task.gate, task.x, task.tokens, task.scratch);
+}
 
 }  // namespace modicum::cpu::amx
 MODICUM_TARGET_END

@@ -21,7 +21,9 @@ struct Bf16Dot {
   static __m512i load_w_tail(const void* w, std::size_t k, std::size_t n) {
     return _mm512_maskz_loadu_epi16((1u << n) - 1u, static_cast<const bf16*>(w) + k);
   }
-  static __m512 mac(__m512 acc, __m512i x, __m512i w) { return _mm512_dpbf16_ps(acc, (__m512bh)x, (__m512bh)w); }
+  static __m512 mac(__m512 acc, __m512i x, __m512i w) {
+    return _mm512_dpbf16_ps(acc, (__m512bh)x, (__m512bh)w);
+  }
   static const void* row(const void* w, std::size_t o, std::size_t cols) {
     return static_cast<const bf16*>(w) + o * cols;
   }

@@ -97,7 +97,7 @@ WeightView Checkpoint::linear_weight(std::string_view name, std::size_t rows, st
     view.data = integers(*this, module + ".weight_packed", "I32", rows, cols * scheme->bits / 32).data();
     check_shape(*this, module + ".weight_shape", rows, cols);
   } else {
-    view.dtype = DType::int8;
+    view.dtype = scheme->group == 0 && scheme->token_activations ? DType::int8_rows : DType::int8;
     view.data = integers(*this, module + ".weight", "I8", rows, cols).data();
   }
   const WeightView scales = weight(module + ".weight_scale", rows, cols / view.group);

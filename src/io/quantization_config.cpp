@@ -80,7 +80,8 @@ std::vector<std::string> targets_of(const JsonFields& fields) {
   return targets;
 }
 
-/// Activations are rounded to int8 by groups of 32 columns as they come, which is finer than a scale a token.
+/// Activations are rounded to int8 as they come: with a scale a token beside a scale a row of weights, else by
+/// groups of 32 columns, which is finer.
 void check_activations(const JsonFields& fields) {
   if (fields.text_or("type", "int") != "int") fields.refuse<Unsupported>("type", "int");
   if (fields.integer_or("num_bits", 8, 1, 64) != 8) fields.refuse<Unsupported>("num_bits", "8");
@@ -134,6 +135,7 @@ QuantizationScheme parse_scheme(const Json& json, const std::string& where, std:
   parse_weights(JsonFields(fields.at("weights"), op, where + ".weights."), fields.at("weights"), scheme);
   if (fields.has_value("input_activations")) {
     check_activations(JsonFields(fields.at("input_activations"), op, where + ".input_activations."));
+    scheme.token_activations = true;
   }
   return scheme;
 }

@@ -39,6 +39,20 @@ py::array_t<float> branch_logits(const PyBranch& self) {
   return to_numpy(std::move(values), 1, static_cast<std::size_t>(size)).reshape({size});
 }
 
+py::array_t<float> many_logits(const std::vector<PyBranch>& leaves) {
+  if (leaves.empty()) return py::array_t<float>(std::vector<py::ssize_t>{0, 0});
+  const Model& model = leaves.front().model;
+  const std::size_t vocabulary = model.config().vocab_size;
+  std::vector<float> values(leaves.size() * vocabulary);
+  {
+    const py::gil_scoped_release release;
+    std::vector<Branch> branches;
+    for (const PyBranch& leaf : leaves) branches.push_back(leaf.branch);
+    model.transformer().logits(branches, values);
+  }
+  return to_numpy(std::move(values), leaves.size(), vocabulary);
+}
+
 py::array_t<float> all_logits(const Model& model, const Ids& ids, const py::object& progress) {
   const std::size_t vocabulary = model.config().vocab_size;
   const Progress callback = python_progress(progress);
@@ -128,6 +142,11 @@ InvalidArgument
         R"(Reads many branches at once: `extensions` is a list of (branch, ids), all of one tree.
 
 Keys and values that branches share are read from memory once for all of them. Returns the new leaves, in order.)");
+
+  m.def("logits", &many_logits, py::arg("branches"),
+        R"(Logits of the token after each of the branches of one model, float32 [branches, vocabulary].
+
+The head's weights are read from memory once for all of them.)");
 
   py::class_<Model>(m, "Model")
       .def(py::init(&load), py::arg("path"), py::kw_only(), py::arg("dtype") = "auto", py::arg("threads") = 0,

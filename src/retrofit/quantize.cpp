@@ -47,8 +47,12 @@ struct RoundedRows {
   double square = 0;
 };
 
-/// Element i into the lowest free bits of its byte, offset to be unsigned.
-void pack(std::span<const std::int8_t> integers, std::size_t bits, std::byte* out) {
+/// Element i into the lowest free bits of its byte, with `offset` to be unsigned.
+void pack(std::span<const std::int8_t> integers, std::size_t bits, bool offset, std::byte* out) {
+  if (!offset) {
+    std::copy_n(std::as_bytes(integers).begin(), integers.size(), out);
+    return;
+  }
   if (bits == 8) {
     for (std::size_t i = 0; i < integers.size(); ++i) out[i] = static_cast<std::byte>(integers[i] + 128);
     return;
@@ -81,9 +85,10 @@ double sum_of_squares(std::size_t count, F value) {
 }
 
 template <class T>
-RoundedRows round_rows(const WeightView& weights, const QuantizeStep& step, std::size_t group,
+RoundedRows round_rows(const WeightView& weights, const QuantizeStep& step, std::size_t columns,
                        std::size_t begin, std::size_t end) {
   const std::size_t cols = weights.cols;
+  const std::size_t group = columns == 0 ? cols : columns;
   RoundedRows out;
   out.integers.resize((end - begin) * cols * step.bits / 8);
   out.scales.resize((end - begin) * cols / group * sizeof(T));
@@ -99,7 +104,7 @@ RoundedRows round_rows(const WeightView& weights, const QuantizeStep& step, std:
       const std::span<const float> values = std::span(row).subspan(c, group);
       const float scale = round_group(values, step.bits, weights.dtype, integers);
       *scales++ = from_f32<T>(scale);
-      pack(integers, step.bits, packed);
+      pack(integers, step.bits, columns != 0, packed);
       out.square += sum_of_squares(group, [&](std::size_t i) { return values[i]; });
       out.square_error += sum_of_squares(
           group, [&](std::size_t i) { return values[i] - scale * static_cast<float>(integers[i]); });
@@ -171,7 +176,8 @@ class Writer {
   }
   static std::uint64_t alignment(std::uint64_t size) { return size & (~size + 1); }
   static bool is_late(const TensorSpec& spec) {
-    return size_of_spec(spec) % kAlignment != 0 && !spec.name.ends_with(".weight_packed");
+    const bool integers = spec.name.ends_with(".weight_packed") || spec.dtype == "I8";
+    return size_of_spec(spec) % kAlignment != 0 && !integers;
   }
 
   /// A source of one file becomes one file (of up to 5 GB, as everywhere), shards become shards of their
@@ -233,7 +239,7 @@ class Writer {
     tally.rounded += step.rows * step.cols;
     for (const TensorSpec& spec : specs) tally.kind.bytes_after += size_of_spec(spec);
     put(specs[1], std::move(scales));
-    put(specs[2], Bytes(shape_bytes.begin(), shape_bytes.end()));
+    if (specs.size() > 2) put(specs[2], Bytes(shape_bytes.begin(), shape_bytes.end()));
   }
 
   std::vector<RoundedRows> rounded(const WeightView& weights, const QuantizeStep& step, std::size_t first,
@@ -308,11 +314,12 @@ void count_choices(const Checkpoint& from, const QuantizeOptions& options, Quant
   const bool stored = from.contains("lm_head.weight");
   const std::uint64_t weights = config.vocab_size * config.hidden_size;
   const std::string source = stored ? "lm_head.weight" : "model.embed_tokens.weight";
-  const std::uint64_t scales = weights / options.group * safetensors_bits(from.info(source).dtype) / 8;
-  constexpr std::uint64_t kShapeBytes = 16;
+  const std::uint64_t group = options.group == 0 ? config.hidden_size : options.group;
+  const std::uint64_t scales = weights / group * safetensors_bits(from.info(source).dtype) / 8;
+  const std::uint64_t shape_bytes = options.group == 0 ? 0 : 16;
   report.bytes_head_kept = rest + (stored ? from.info(source).bytes() : 0);
-  report.bytes_head_int8 = rest + weights + scales + kShapeBytes;
-  report.bytes_head_int4 = rest + weights / 2 + scales + kShapeBytes;
+  report.bytes_head_int8 = rest + weights + scales + shape_bytes;
+  report.bytes_head_int4 = options.group == 0 ? 0 : rest + weights / 2 + scales + shape_bytes;
 }
 
 }  // namespace

@@ -29,10 +29,11 @@ void check_bits(const char* option, std::size_t bits) {
 void check_options(const QuantizeOptions& options) {
   check_bits("bits", options.bits);
   if (options.head_bits) check_bits("bits of the head", *options.head_bits);
-  if (options.group == 0 || options.group % kQuantGroup != 0) {
+  const bool by_rows = options.group == 0 && options.bits == 8 && options.head_bits.value_or(8) == 8;
+  if (!by_rows && (options.group == 0 || options.group % kQuantGroup != 0)) {
     fail({.op = kOp,
           .what = "group",
-          .expected = "a multiple of " + std::to_string(kQuantGroup),
+          .expected = "a multiple of " + std::to_string(kQuantGroup) + ", or whole rows with 8 bits",
           .got = std::to_string(options.group)});
   }
 }
@@ -89,16 +90,33 @@ QuantizeStep head_step(const Checkpoint& from, std::size_t bits) {
           .cols = config.hidden_size};
 }
 
+/// Whether rows of so many columns are whole groups.
+bool fits(std::size_t cols, const QuantizeOptions& options) {
+  return cols % (options.group == 0 ? kQuantGroup : options.group) == 0;
+}
+
 void check_head(const Checkpoint& from, const QuantizeOptions& options) {
-  if (!options.head_bits || from.config().hidden_size % options.group == 0) return;
-  fail<Unsupported>({.op = kOp,
-                     .what = "head with " + std::to_string(from.config().hidden_size) + " inputs",
-                     .expected = "a multiple of the group of " + std::to_string(options.group),
-                     .got = "one that is not",
-                     .todo = "keep the head, or take a smaller group"});
+  if (!options.head_bits || fits(from.config().hidden_size, options)) return;
+  fail<Unsupported>(
+      {.op = kOp,
+       .what = "head with " + std::to_string(from.config().hidden_size) + " inputs",
+       .expected = "a multiple of the group of " + std::to_string(options.group) + " (rows: of 32)",
+       .got = "one that is not",
+       .todo = "keep the head, or take a smaller group"});
 }
 
 Json scheme_json(std::vector<std::string> targets, std::size_t bits, std::size_t group) {
+  if (group == 0) {
+    const Json integers = {{"num_bits", 8}, {"type", "int"}, {"symmetric", true}};
+    Json weights = integers, activations = integers;
+    weights.update({{"strategy", "channel"}, {"dynamic", false}});
+    activations.update({{"strategy", "token"}, {"dynamic", true}});
+    return {{"targets", std::move(targets)},
+            {"weights", weights},
+            {"input_activations", activations},
+            {"output_activations", nullptr},
+            {"format", "int-quantized"}};
+  }
   const Json weights = {{"num_bits", bits},    {"type", "int"},    {"symmetric", true},
                         {"strategy", "group"}, {"dynamic", false}, {"group_size", group}};
   return {{"targets", std::move(targets)},
@@ -128,10 +146,10 @@ QuantizePlan make_plan(const Checkpoint& from, const QuantizeOptions& options) {
     const auto layer = layers.find(name);
     if (layer != layers.end()) {
       QuantizeStep step = layer->second;
-      const bool fits = step.cols % options.group == 0;
-      step.bits = fits ? options.bits : 0;
-      quantised += fits ? 1 : 0;
-      if (!fits) plan.kept.push_back(step.module);
+      const bool whole = fits(step.cols, options);
+      step.bits = whole ? options.bits : 0;
+      quantised += whole ? 1 : 0;
+      if (!whole) plan.kept.push_back(step.module);
       plan.steps.push_back(std::move(step));
     } else if (name == "lm_head.weight") {
       // A stored copy of a tied head gives way to the integers, which come from the embedding.
@@ -156,6 +174,10 @@ QuantizePlan make_plan(const Checkpoint& from, const QuantizeOptions& options) {
 std::vector<TensorSpec> outputs_of(const QuantizeStep& step, const Checkpoint& from, std::size_t group) {
   const TensorInfo& info = from.info(step.source);
   if (step.bits == 0) return {{step.source, info.dtype, info.shape}};
+  if (group == 0) {
+    return {{step.module + ".weight", "I8", {step.rows, step.cols}},
+            {step.module + ".weight_scale", info.dtype, {step.rows, 1}}};
+  }
   return {{step.module + ".weight_packed", "I32", {step.rows, step.cols * step.bits / 32}},
           {step.module + ".weight_scale", info.dtype, {step.rows, step.cols / group}},
           {step.module + ".weight_shape", "I64", {2}}};
@@ -178,7 +200,7 @@ std::string quantized_config(const Checkpoint& from, const QuantizePlan& plan,
   }
   config["quantization_config"] = {{"quant_method", "compressed-tensors"},
                                    {"version", kCompressedTensors},
-                                   {"format", "pack-quantized"},
+                                   {"format", options.group == 0 ? "int-quantized" : "pack-quantized"},
                                    {"quantization_status", "compressed"},
                                    {"config_groups", groups},
                                    {"ignore", ignore},

@@ -121,10 +121,12 @@ def stored_weights(folder: Path, bits: int) -> dict[str, Any]:
 
 
 def round_inputs(model: Any) -> Any:
-    """Lets quantised layers round their inputs as modicum does: to int8 by groups of 32 with a scale each."""
+    """Lets quantised layers round their inputs as modicum does: to int8 with a scale for each 32, or for all of a
+    token where the scheme says so."""
 
-    def hook(_module: Any, inputs: tuple[Any, ...]) -> Any:
-        groups = inputs[0].unflatten(-1, (-1, 32))
+    def hook(module: Any, inputs: tuple[Any, ...]) -> Any:
+        whole = module.quantization_scheme.input_activations is not None
+        groups = inputs[0].unflatten(-1, (-1, inputs[0].shape[-1] if whole else 32))
         largest = groups.abs().amax(-1, keepdim=True)
         inverse = torch.where(largest > 0, 127.0 / largest, torch.zeros_like(largest))
         return ((groups * inverse).round() * (largest / 127.0)).flatten(-2)

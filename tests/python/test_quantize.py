@@ -68,6 +68,20 @@ def test_transformers_reads_exactly_the_weights_that_modicum_wrote(
         assert all(np.array_equal(ours[module], theirs[module]) for module in ours)
 
 
+def test_transformers_reads_whole_rows_of_integers(tmp_path: Path) -> None:
+    source = write_model(tmp_path / "in", dtype=torch.float32, tie_word_embeddings=False)
+    mo.retrofit.quantize(source, tmp_path / "out", group="channel")
+    theirs = linear_weights(transformers_model(tmp_path / "out"))
+    assert len(theirs) == 14
+    floats = transformers_model(source).state_dict()
+    for module, weight in theirs.items():
+        original = floats[f"{module}.weight"].numpy()
+        integers, scales = mo.retrofit.round_rows(original, bits=8, group=original.shape[1], scale_dtype="f32")
+        assert np.array_equal(weight, integers.astype(np.float32) * scales)
+    exact = logits_of(transformers_model(tmp_path / "out"), IDS)
+    assert relative_error(mo.load(tmp_path / "out").logits(IDS), exact) < 2 * ROUNDED_INPUTS
+
+
 @pytest.mark.parametrize("head", ["keep", "int8", "int4"])
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize(

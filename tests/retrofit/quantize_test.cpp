@@ -46,7 +46,9 @@ double value(const WeightView& view, std::size_t r, std::size_t c) {
   }
   const std::size_t i = r * view.cols + c;
   const auto* bytes = static_cast<const std::uint8_t*>(view.data);
-  const int q = view.dtype == DType::uint8 ? bytes[i] - 128 : (bytes[i / 2] >> (i % 2 * 4) & 15) - 8;
+  const int q = view.dtype == DType::int8_rows ? static_cast<std::int8_t>(bytes[i])
+                : view.dtype == DType::uint8   ? bytes[i] - 128
+                                               : (bytes[i / 2] >> (i % 2 * 4) & 15) - 8;
   const WeightView scales{
       .data = view.scales, .dtype = view.scale_dtype, .rows = view.rows, .cols = view.cols / view.group};
   return q * value(scales, r, c / view.group);
@@ -107,6 +109,25 @@ TEST_CASE("every linear layer becomes the integers of its groups, everything els
       CHECK(to.fingerprint() != from.fingerprint());
     }
   }
+}
+
+TEST_CASE("whole rows become integers with a scale each, for activations with a scale a token") {
+  const TemporaryDirectory directory;
+  const Checkpoint from = random_checkpoint(directory / "in", config(), "BF16");
+  const QuantizeReport report = run(from, directory / "out", {.bits = 8, .group = 0, .head_bits = 8});
+  const Checkpoint to = Checkpoint::open(directory / "out");
+  const ModelWeights before = ModelWeights::load(from);
+  const ModelWeights after = ModelWeights::load(to);
+  check_rounded(before.layers[1].down.weight, after.layers[1].down.weight, 8);
+  check_rounded(before.head, after.head, 8);
+  CHECK(after.layers[0].q.weight.dtype == DType::int8_rows);
+  CHECK(after.head.dtype == DType::int8_rows);
+  CHECK(to.info("model.layers.0.mlp.up_proj.weight").dtype == "I8");
+  std::uint64_t bytes = 0;
+  for (const std::string& name : to.names()) bytes += to.info(name).bytes();
+  CHECK(report.bytes_after == bytes);
+  CHECK(report.bytes_head_int8 == bytes);
+  CHECK(report.bytes_head_int4 == 0);
 }
 
 TEST_CASE("the head may become integers of its own; a tied embedding stays beside it") {
@@ -240,8 +261,9 @@ TEST_CASE("options that make no sense are refused before anything is written") {
     CHECK_THROWS_WITH(run(from, directory / "out", options), Contains(text));
   };
   refuses({.bits = 5}, "bits: expected 4 or 8, got 5");
-  refuses({.group = 0}, "group");
-  refuses({.group = 48}, "a multiple of 32, got 48");
+  refuses({.bits = 4, .group = 0}, "group");
+  refuses({.group = 0, .head_bits = 4}, "group");
+  refuses({.group = 48}, "a multiple of 32, or whole rows with 8 bits, got 48");
   refuses({.head_bits = 2}, "bits of the head");
   run(from, directory / "there", {});
   CHECK_THROWS_AS(run(from, directory / "there", {}), InvalidArgument);

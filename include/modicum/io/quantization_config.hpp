@@ -20,6 +20,8 @@ struct QuantizationScheme {
   IntegerFormat format = IntegerFormat::packed;
   std::size_t bits = 8;   ///< 4 or 8
   std::size_t group = 0;  ///< columns that share a scale, a multiple of 32; 0: all of a row ("channel")
+  /// Activations are int8 with a scale for each token ("token"); else they are as `ops::matmul` likes them.
+  bool token_activations = false;
 };
 
 /// config.json's quantization_config as compressed-tensors writes it.

@@ -15,8 +15,10 @@
 namespace modicum::retrofit {
 
 struct QuantizeOptions {
-  std::size_t bits = 8;    ///< 4 or 8
-  std::size_t group = 32;  ///< columns that share a scale: a multiple of 32
+  std::size_t bits = 8;  ///< 4 or 8
+  /// Columns that share a scale: a multiple of 32; or 0, with 8 bits: all of a row, for activations that are
+  /// rounded to int8 with a scale a token ("W8A8"). That is faster with many tokens and less exact.
+  std::size_t group = 32;
   /// Of the output head. Empty: it stays in floats, and tied where it is tied. Else it becomes integers of
   /// its own, and a tied embedding stays in floats beside it, since rows are looked up from that.
   std::optional<std::size_t> head_bits = std::nullopt;
@@ -40,16 +42,16 @@ struct QuantizeReport {
   /// Bytes of the whole checkpoint's weights with each choice for the head.
   std::uint64_t bytes_head_kept = 0;
   std::uint64_t bytes_head_int8 = 0;
-  std::uint64_t bytes_head_int4 = 0;
+  std::uint64_t bytes_head_int4 = 0;  ///< 0 with whole rows, which have 8 bits
   double seconds = 0;
 };
 
 /// Rounds the linear layers of a checkpoint to integers by groups of columns (`round_group`) and writes the
 /// checkpoint `to`, which modicum and transformers read: weights in compressed-tensors' (and vLLM's)
-/// "pack-quantized", scales in the dtype of their weights, config.json with a quantization_config, every
-/// other file but weights copied as it is. Layers whose columns are no multiple of `group` stay as they are,
-/// and so do embedding, norms and biases. Data-free; a block of rows at a time, so memory does not grow with
-/// the model (but for the scales of a matrix).
+/// "pack-quantized" (group 0: "int-quantized"), scales in the dtype of their weights, config.json with a
+/// quantization_config, every other file but weights copied as it is. Layers whose columns are no multiple of
+/// `group` stay as they are, and so do embedding, norms and biases. Data-free; a block of rows at a time, so
+/// memory does not grow with the model (but for the scales of a matrix).
 ///
 /// `to` appears whole or not at all. Throws `InvalidArgument` for options that make no sense and where `to`
 /// holds something already, `FormatError` for a weight that is not finite and as `ModelWeights::load`,
