@@ -84,6 +84,10 @@ def read_bandwidth(options: argparse.Namespace, size: int) -> float | None:
     return probe(threads=options.threads, size=size) if probe else None
 
 
+def measure_try(row: Row, worker: Worker, setup: Setup, repeat: int, number: int) -> float:
+    return row.measure(worker, setup, 100 * repeat + number)
+
+
 def measure_row(
     row: Row, workers: dict[str, Worker], setup: Setup, weights: int, options: argparse.Namespace
 ) -> dict[str, Any]:
@@ -98,7 +102,7 @@ def measure_row(
             if repeat == 0:
                 row.measure(worker, setup, repeat)
                 continue
-            measure = partial(row.measure, worker, setup, repeat)
+            measure = partial(measure_try, row, worker, setup, repeat)
             values[name].append(quiet.undisturbed(measure, worker, options.patience, options.tries))
     contestants = {n: {"median": statistics.median(v), "values": v} for n, v in values.items()}
     return {
@@ -131,8 +135,13 @@ def measure_branches(worker: Worker, setup: Setup, options: argparse.Namespace) 
     times: dict[int, list[float]] = {1: [], BRANCHES: []}
     for i in range(2 * options.repeat + 1):
         for count, values in times.items():
-            measure = partial(worker.call, "branches", setup.tokens(count, i))
-            seconds = quiet.undisturbed(measure, worker, options.patience, options.tries)
+            tokens = setup.tokens(count, i)
+            seconds = quiet.undisturbed(
+                lambda _, tokens=tokens: worker.call("branches", tokens),
+                worker,
+                options.patience,
+                options.tries,
+            )
             if i > 0:
                 values.append(seconds)
     one, many = (statistics.median(times[count]) for count in (1, BRANCHES))

@@ -96,8 +96,9 @@ def quantize(
     Parameters
     ----------
     bits : 8 or 4.
-    group : columns that share a scale, a multiple of 32; or "channel", with 8 bits: all of a row, for activations
-        rounded to int8 with a scale a token (W8A8, "int-quantized"). That reads prompts faster, with a larger error.
+    group : columns that share a scale, a multiple of 32; or "channel", with 8 bits: all of a row, for
+        activations rounded to int8 with a scale a token (W8A8, "int-quantized"). That reads prompts faster,
+        with a larger error.
     head : "keep" leaves the output head in floats, and tied where it is; "int8" and "int4" make integers of
         it, which are stored beside a tied embedding: more bytes on disk, but fewer to read for each token.
     threads : None means every processor that this process may use.
@@ -118,7 +119,8 @@ def quantize(
     columns = 0 if group == "channel" else group
     if isinstance(columns, str):
         raise InvalidArgument(f"[quantize] group: expected a multiple of 32 or 'channel', got {group!r}")
-    for name, value in {"bits": bits, "group": columns or 32, "threads": 1 if threads is None else threads}.items():
+    counts = {"bits": bits, "group": columns or 32, "threads": 1 if threads is None else threads}
+    for name, value in counts.items():
         if value < 1:
             raise InvalidArgument(f"[quantize] {name}: expected at least 1, got {value}")
     result = _core.quantize(

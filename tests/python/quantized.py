@@ -121,8 +121,8 @@ def stored_weights(folder: Path, bits: int) -> dict[str, Any]:
 
 
 def round_inputs(model: Any) -> Any:
-    """Lets quantised layers round their inputs as modicum does: to int8 with a scale for each 32, or for all of a
-    token where the scheme says so."""
+    """Lets quantised layers round their inputs as modicum does: to int8 with a scale for each 32, or for all
+    of a token where the scheme says so."""
 
     def hook(module: Any, inputs: tuple[Any, ...]) -> Any:
         whole = module.quantization_scheme.input_activations is not None

@@ -76,7 +76,8 @@ def test_transformers_reads_whole_rows_of_integers(tmp_path: Path) -> None:
     floats = transformers_model(source).state_dict()
     for module, weight in theirs.items():
         original = floats[f"{module}.weight"].numpy()
-        integers, scales = mo.retrofit.round_rows(original, bits=8, group=original.shape[1], scale_dtype="f32")
+        width = original.shape[1]
+        integers, scales = mo.retrofit.round_rows(original, bits=8, group=width, scale_dtype="f32")
         assert np.array_equal(weight, integers.astype(np.float32) * scales)
     exact = logits_of(transformers_model(tmp_path / "out"), IDS)
     assert relative_error(mo.load(tmp_path / "out").logits(IDS), exact) < 2 * ROUNDED_INPUTS

@@ -35,8 +35,11 @@ class OpenVino(Engine):
         return self.generate(tokens, 1)
 
     def decode(self, prompt: Sequence[int], tokens: Sequence[int]) -> float:
-        """It has no step: the difference between a long and a short generation."""
-        return self.generate(prompt, len(tokens) + 1) - self.generate(prompt, 1)
+        """It has no step: the difference between a long and a short generation.
+
+        The short one reads another prompt, as it would find the first one in its cache.
+        """
+        return self.generate(prompt, len(tokens) + 1) - self.generate(prompt[::-1], 1)
 
 
 def load(setup: Setup, format: str) -> Engine:

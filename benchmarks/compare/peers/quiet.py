@@ -23,13 +23,17 @@ def wait(patience: float) -> None:
             return
 
 
-def undisturbed(measure: Callable[[], float], worker: Worker, patience: float, tries: int) -> float:
-    """The first of some measurements in which others took little, else the one in which they took least."""
+def undisturbed(measure: Callable[[int], float], worker: Worker, patience: float, tries: int) -> float:
+    """The first of some measurements in which others took little, else the one in which they took least.
+
+    `measure` is given the number of the try: an engine that keeps prompts (OpenVINO GenAI does) must not see the
+    same tokens twice.
+    """
     measured = []
-    for _ in range(tries):
+    for number in range(tries):
         wait(patience)
         begin = time.monotonic()
-        value = measure()
+        value = measure(number)
         seconds = time.monotonic() - begin
         measured.append((worker.foreign / seconds, value))
         if worker.foreign < SHARE * seconds + TICK:
