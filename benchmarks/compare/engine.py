@@ -78,12 +78,6 @@ def check(errors: dict[str, float]) -> None:
             raise SystemExit(f"{name}: its logits are {error:.3f} from the reference's, more than {most}")
 
 
-def read_bandwidth(options: argparse.Namespace, size: int) -> float | None:
-    """Bytes/s of reading `size` bytes, now; None where this modicum cannot tell."""
-    probe = getattr(mo, "read_bandwidth", None)
-    return probe(threads=options.threads, size=size) if probe else None
-
-
 def measure_try(row: Row, worker: Worker, setup: Setup, repeat: int, number: int) -> float:
     return row.measure(worker, setup, 100 * repeat + number)
 
@@ -97,7 +91,7 @@ def measure_row(
     for repeat in range(options.repeat + 1):
         if row.bound == "read" and repeat > 0:
             quiet.wait(options.patience)
-            bandwidth.append(read_bandwidth(options, weights))
+            bandwidth.append(mo.read_bandwidth(threads=options.threads, size=weights))
         for name, worker in takes_part.items():
             if repeat == 0:
                 row.measure(worker, setup, repeat)
@@ -109,7 +103,7 @@ def measure_row(
         "title": row.title,
         "seconds": row.seconds,
         "target": row.targets.get(setup.shape.name),
-        "read_bandwidth": [b for b in bandwidth if b],
+        "read_bandwidth": bandwidth,
         "contestants": contestants,
     }
 
@@ -121,12 +115,10 @@ def add_limit(result: dict[str, Any], row: Row, setup: Setup, weights: int, peak
         return
     per_second = 1 / ours if row.seconds else ours
     if row.bound == "read":
-        if not result["read_bandwidth"]:
-            return
         read = weights + setup.shape.kv_bytes(PROMPT + DECODE // 2)
         result["share_of_limit"] = per_second * read / statistics.median(result["read_bandwidth"])
         result["limit"] = "read bandwidth"
-    elif row.bound in peaks:
+    else:
         result["share_of_limit"] = per_second * row.flop(setup.shape) / peaks[row.bound]
         result["limit"] = f"{row.bound} peak"
 
@@ -190,14 +182,13 @@ def weight_bytes(setup: Setup, row: Row) -> int:
 
 
 def machine(options: argparse.Namespace) -> dict[str, Any]:
-    limits = getattr(mo, "machine_limits", None)
-    found = limits(threads=options.threads) if limits else None
-    names = {"f32": "f32", "bf16": "bf16", "int8": "int8"}
+    quiet.wait(options.patience)
+    limits = mo.machine_limits(threads=options.threads)
     return {
         "processor": platform.processor() or platform.machine(),
         "instruction_set": mo.active_isa(),
         "threads": options.threads,
-        "peaks": {kind: getattr(found, name) for kind, name in names.items()} if found else {},
+        "peaks": {"f32": limits.f32, "bf16": limits.bf16, "int8": limits.int8},
     }
 
 

@@ -26,8 +26,8 @@ def wait(patience: float) -> None:
 def undisturbed(measure: Callable[[int], float], worker: Worker, patience: float, tries: int) -> float:
     """The first of some measurements in which others took little, else the one in which they took least.
 
-    `measure` is given the number of the try: an engine that keeps prompts (OpenVINO GenAI does) must not see the
-    same tokens twice.
+    `measure` is given the number of the try: an engine that keeps prompts (OpenVINO GenAI does) must not see
+    the same tokens twice.
     """
     measured = []
     for number in range(tries):
