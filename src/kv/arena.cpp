@@ -4,6 +4,8 @@
 #include <new>
 #include <string>
 
+#include <sys/mman.h>
+
 #include <modicum/base/error.hpp>
 #include <modicum/kv/arena.hpp>
 
@@ -11,7 +13,20 @@ namespace modicum {
 namespace {
 
 constexpr std::size_t kLeastRows = 256;
-constexpr std::align_val_t kAlignment{64};
+/// That of large pages, where the system has them.
+constexpr std::size_t kLargePage = std::size_t{2} << 20;
+
+/// Memory that the system hands out as it is written, in large pages where it offers them: keys are read in
+/// strides, each of which would take an entry of its own among small pages' addresses.
+std::shared_ptr<std::byte> allocate_pages(std::size_t bytes) {
+  const std::size_t alignment = bytes >= kLargePage ? kLargePage : 64;
+  auto* memory = static_cast<std::byte*>(::operator new(bytes, std::align_val_t(alignment), std::nothrow));
+  if (memory == nullptr) return nullptr;
+#if defined(MADV_HUGEPAGE)
+  if (bytes >= kLargePage) ::madvise(memory, bytes / kLargePage * kLargePage, MADV_HUGEPAGE);
+#endif
+  return {memory, [alignment](std::byte* p) { ::operator delete(p, std::align_val_t(alignment)); }};
+}
 
 }  // namespace
 
@@ -32,8 +47,7 @@ void KvArena::add_block(std::size_t rows) {
                        .got = std::to_string(reserved_ + bytes),
                        .todo = "drop branches or raise the bound"});
   }
-  // Left uninitialised: the system hands out pages as rows are written.
-  auto* memory = static_cast<std::byte*>(::operator new(bytes, kAlignment, std::nothrow));
+  const std::shared_ptr<std::byte> memory = allocate_pages(bytes);
   if (memory == nullptr) {
     fail<OutOfMemory>({.op = "kv.allocate",
                        .what = "memory for keys and values",
@@ -41,14 +55,12 @@ void KvArena::add_block(std::size_t rows) {
                        .got = "none",
                        .todo = "use a shorter context or fewer branches"});
   }
-  std::shared_ptr<const void> owner(
-      memory, [](const void* p) { ::operator delete(const_cast<void*>(p), kAlignment); });
   auto segment = std::make_unique<KvSegment>();
-  segment->k = memory;
-  segment->v = memory + rows * shape_.row_bytes();
+  segment->k = memory.get();
+  segment->v = memory.get() + rows * shape_.row_bytes();
   segment->layer_stride = 2 * rows * shape_.row_bytes();
   segment->rows = rows;
-  segment->owner = std::move(owner);
+  segment->owner = memory;
   Block block{std::move(segment), {}, 0};
   block.free.emplace(0, static_cast<std::uint32_t>(rows));
   blocks_.push_back(std::move(block));

@@ -92,10 +92,11 @@ class RowAttention {
     });
     cpu::SoftmaxRow* rows = &space_.rows[row];
     space_.before.resize(std::max(space_.before.size(), count * first));
-    for (std::size_t r = 0; r < count; ++r) std::copy_n(rows[r].p, first, &space_.before[r * first]);
+    float* const before = space_.before.data();
+    for (std::size_t r = 0; r < count; ++r) std::copy_n(rows[r].p, first, before + r * first);
     cpu::kernels().scores(rows, count, space_.tile, head_dim, block_.shape.scale,
                           static_cast<std::uint32_t>(first), static_cast<std::uint32_t>(last));
-    for (std::size_t r = 0; r < count; ++r) std::copy_n(&space_.before[r * first], first, rows[r].p);
+    for (std::size_t r = 0; r < count; ++r) std::copy_n(before + r * first, first, rows[r].p);
   }
 
   void finish_rows() {

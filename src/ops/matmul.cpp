@@ -13,10 +13,13 @@ namespace modicum::ops {
 namespace {
 
 /// Outputs that one task computes: enough tasks to even out threads of unequal speed, each a multiple of the
-/// widest kernel's 32 outputs, and not more than what that kernel reads its activations once for.
+/// widest kernel's 32 outputs, and not more than what that kernel reads its activations once for. Few tokens
+/// make short tasks, of which the last one's end is waited for all the same, so there are more of them.
 constexpr std::size_t kOutputBlock = 32;
 constexpr std::size_t kMostOutputs = 256;
 constexpr std::size_t kTasksPerThread = 4;
+constexpr std::size_t kShortTasksPerThread = 16;
+constexpr std::size_t kFewTokens = 32;
 
 void check(std::string_view op, const WeightView& weight, std::size_t rows, std::size_t cols, DType dtype) {
   const auto describe = [](std::size_t r, std::size_t c, DType d) {
@@ -39,8 +42,8 @@ void check(std::string_view op, const WeightView& weight, std::size_t rows, std:
   }
 }
 
-std::size_t block_size(std::size_t rows, std::size_t threads) {
-  const std::size_t share = rows / (threads * kTasksPerThread);
+std::size_t block_size(std::size_t rows, std::size_t tokens, std::size_t threads) {
+  const std::size_t share = rows / (threads * (tokens <= kFewTokens ? kShortTasksPerThread : kTasksPerThread));
   return std::clamp(share / kOutputBlock * kOutputBlock, kOutputBlock, kMostOutputs);
 }
 
@@ -72,7 +75,7 @@ void* pack(ThreadPool& pool, DType dtype, const float* x, std::size_t tokens, st
 void multiply(ThreadPool& pool, const void* packed, std::size_t tokens, std::span<const Product> products) {
   std::size_t total = 0;
   for (const Product& product : products) total += product.weight.rows;
-  const std::size_t block = block_size(total, pool.size());
+  const std::size_t block = block_size(total, tokens, pool.size());
   std::size_t tasks = 0;
   for (const Product& product : products) tasks += (product.weight.rows + block - 1) / block;
   pool.run(tasks, [&](std::size_t task) {
@@ -112,7 +115,7 @@ const void* gated(ThreadPool& pool, const float* x, std::size_t tokens, const Sw
                            ? room(scratch.hidden, kernels.packed_bytes(w.down.dtype, tokens, inner))
                            : nullptr;
   const std::size_t end = cpu::padded(inner, kOutputBlock);
-  const std::size_t block = std::min(block_size(inner, pool.size()), kMostOutputs / 2);
+  const std::size_t block = std::min(block_size(inner, tokens, pool.size()), kMostOutputs / 2);
   pool.run((end + block - 1) / block, [&](std::size_t task) {
     kernels.gated({.x = packed,
                    .tokens = tokens,
