@@ -17,6 +17,7 @@
 namespace modicum {
 namespace {
 
+constexpr std::size_t kLine = 64;
 constexpr std::size_t kMostTasks = (std::size_t{1} << 20) - 1;
 constexpr int kSpins =
     4000;  // about 20 to 100 microseconds: longer than the gap between two loops of one layer
@@ -41,10 +42,12 @@ struct Ticket {
 
 struct ThreadPool::State {
   std::mutex one_loop_at_a_time;
-  std::atomic<std::uint64_t> ticket{0};
-  std::atomic<std::size_t> done{0};
+  // What is written for each task, at a loop's end and at its beginning lies on lines of its own, so that
+  // threads that spin on one do not slow down those that write another.
+  alignas(kLine) std::atomic<std::uint64_t> ticket{0};
   std::atomic<const std::function<void(std::size_t)>*> task{nullptr};
-  std::atomic<std::uint32_t> epoch{0};
+  alignas(kLine) std::atomic<std::size_t> done{0};
+  alignas(kLine) std::atomic<std::uint32_t> epoch{0};
   std::atomic<int> sleepers{0};
   std::atomic<bool> stopping{false};
   std::mutex exception_mutex;
@@ -63,16 +66,22 @@ struct ThreadPool::State {
       const std::lock_guard lock(exception_mutex);
       if (!exception) exception = std::current_exception();
     }
-    done.fetch_add(1, std::memory_order_acq_rel);
     return true;
+  }
+
+  /// Takes tasks until there are none, and only then counts them. The loop cannot end before that, so all are
+  /// of one loop.
+  void take_all() {
+    std::size_t taken = 0;
+    while (take_one()) ++taken;
+    if (taken > 0) done.fetch_add(taken, std::memory_order_acq_rel);
   }
 
   void work() {
     inside_task = true;
     while (!stopping.load(std::memory_order_acquire)) {
       const std::uint32_t seen = epoch.load();
-      while (take_one()) {
-      }
+      take_all();
       for (int i = 0; i < kSpins && epoch.load(std::memory_order_relaxed) == seen; ++i) pause_briefly();
       if (epoch.load() != seen) continue;
       sleepers.fetch_add(1);
@@ -95,8 +104,7 @@ struct ThreadPool::State {
     ticket.store(generation << 40 | static_cast<std::uint64_t>(count) << 20, std::memory_order_release);
     wake();
     inside_task = true;
-    while (take_one()) {
-    }
+    take_all();
     inside_task = false;
     for (int spins = 0; done.load(std::memory_order_acquire) < count; ++spins) {
       if (spins < kSpins) {

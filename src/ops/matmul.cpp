@@ -18,7 +18,7 @@ namespace {
 constexpr std::size_t kOutputBlock = 32;
 constexpr std::size_t kMostOutputs = 256;
 constexpr std::size_t kTasksPerThread = 4;
-constexpr std::size_t kShortTasksPerThread = 16;
+constexpr std::size_t kShortTasksPerThread = 8;
 constexpr std::size_t kFewTokens = 32;
 
 void check(std::string_view op, const WeightView& weight, std::size_t rows, std::size_t cols, DType dtype) {
