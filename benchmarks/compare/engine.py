@@ -72,8 +72,9 @@ def agreement(workers: dict[str, Worker], setup: Setup) -> dict[str, float]:
 def check(errors: dict[str, float]) -> None:
     """Who computes something else is no contestant."""
     for name, error in errors.items():
-        # bf16 rounds to 0.4 %, int8 in groups likewise; four bits leave a tenth of the weights' spread.
-        most = 0.5 if "4" in name.split(" ", 1)[1] else 0.1
+        # Unrelated logits are 1.4 apart. bf16 and int8 round a weight to half a per cent, which adds up over
+        # the layers; four bits to a tenth of the weights' spread.
+        most = 0.8 if "4" in name.split(" ", 1)[1] else 0.1
         if not error < most:
             raise SystemExit(f"{name}: its logits are {error:.3f} from the reference's, more than {most}")
 
@@ -110,9 +111,10 @@ def measure_row(
 
 def add_limit(result: dict[str, Any], row: Row, setup: Setup, weights: int, peaks: dict[str, float]) -> None:
     """What share of the machine's limit modicum reaches."""
-    ours = next((v["median"] for n, v in result["contestants"].items() if n.startswith("modicum")), None)
-    if ours is None:
+    medians = [v["median"] for n, v in result["contestants"].items() if n.startswith("modicum")]
+    if not medians:
         return
+    ours = min(medians) if row.seconds else max(medians)
     per_second = 1 / ours if row.seconds else ours
     if row.bound == "read":
         read = weights + setup.shape.kv_bytes(PROMPT + DECODE // 2)

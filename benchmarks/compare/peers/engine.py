@@ -88,6 +88,7 @@ _ALL = ("prefill", "decode", "keep_trunk", "question")
 CONTESTANTS = [
     Contestant("modicum", "bf16", "modicum_engine", (*_ALL, "branches")),
     Contestant("modicum", "int8", "modicum_engine"),
+    Contestant("modicum", "int8 channel", "modicum_engine"),
     Contestant("modicum", "int4", "modicum_engine"),
     Contestant("llama.cpp", "bf16", "llama_cpp_engine", _ALL),
     Contestant("llama.cpp", "q8_0", "llama_cpp_engine"),

@@ -59,22 +59,16 @@ def step(leaves: list[Any], tokens: Sequence[int]) -> np.ndarray:
 
 
 def quantised(setup: Setup, format: str) -> Path:
-    """Head included, as the peers' integers are."""
+    """ "int8", "int4": by groups; "int8 channel": whole rows. Head included, as the peers' integers are."""
+    kind, _, group = format.partition(" ")
 
     def write(folder: Path) -> None:
-        options = [
-            "--model",
-            setup.checkpoint,
-            "--out",
-            folder / "model",
-            "--bits",
-            format.removeprefix("int"),
-        ]
-        options += ["--group", GROUP, "--head", format]
+        options = ["--model", setup.checkpoint, "--out", folder / "model", "--bits", kind.removeprefix("int")]
+        options += ["--group", group or GROUP, "--head", kind]
         command = [sys.executable, "-m", "modicum", "quantize", *map(str, options)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
-    return written_once(setup.cache / f"modicum-{format}", write) / "model"
+    return written_once(setup.cache / f"modicum-{format.replace(' ', '-')}", write) / "model"
 
 
 def load(setup: Setup, format: str) -> Engine:

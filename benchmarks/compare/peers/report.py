@@ -20,12 +20,12 @@ def shown(value: float) -> str:
 
 
 def ratio(row: dict[str, Any]) -> float | None:
-    """How many times better modicum's median is than the best peer's; None where one of them is absent."""
+    """How many times better modicum's best median is than the best peer's; None where one is absent."""
     ours = [v["median"] for name, v in row["contestants"].items() if name.startswith("modicum")]
     theirs = [v["median"] for name, v in row["contestants"].items() if not name.startswith("modicum")]
     if not ours or not theirs:
         return None
-    return min(theirs) / ours[0] if row["seconds"] else ours[0] / max(theirs)
+    return min(theirs) / min(ours) if row["seconds"] else max(ours) / max(theirs)
 
 
 def table(shape: str, result: dict[str, Any]) -> str:
@@ -38,14 +38,18 @@ def table(shape: str, result: dict[str, Any]) -> str:
     ]
     for row in result["rows"].values():
         names = list(row["contestants"])
-        ours = [shown(row["contestants"][n]["median"]) for n in names if n.startswith("modicum")]
+        ours = [
+            f"{n.removeprefix('modicum ')} {shown(row['contestants'][n]['median'])}"
+            for n in names
+            if n.startswith("modicum")
+        ]
         theirs = ", ".join(
             f"{n} {shown(row['contestants'][n]['median'])}" for n in names if not n.startswith("modicum")
         )
         times, target, share = ratio(row), row.get("target"), row.get("share_of_limit")
         cells = (
             row["title"],
-            " / ".join(ours) or "–",
+            ", ".join(ours) or "–",
             theirs or "–",
             f"{times:.2f}×" if times else "–",
             f"{target:.2f}×" if target else "–",

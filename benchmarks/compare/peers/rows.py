@@ -83,8 +83,8 @@ ROWS = {
     for row in (
         prefill_row(512, "bf16", BF16, (1.2, 1.4)),
         prefill_row(2048, "bf16", BF16, (1.25, 1.4)),
-        prefill_row(512, "int8", INT8, (1.15, 1.1)),
-        prefill_row(2048, "int8", INT8, (1.15, 1.1)),
+        prefill_row(512, "int8", ("modicum int8 channel", *INT8), (1.15, 1.1)),
+        prefill_row(2048, "int8", ("modicum int8 channel", *INT8), (1.15, 1.1)),
         decode_row("bf16", "bf16", BF16, 1.05),
         decode_row("int8", "int8 (groups of 32)", INT8, 1.15),
         decode_row("int4", "int4 (groups of 32, head included)", INT4, 1.1),
