@@ -11,6 +11,10 @@ from pathlib import Path
 from typing import Any
 
 
+# transformers adds this token to any tokenizer of a qwen2 model that lacks it.
+UNKNOWN = "<|endoftext|>"
+
+
 @dataclass(frozen=True)
 class Shape:
     """What config.json says, in transformers' names."""
@@ -73,7 +77,7 @@ def written_once(folder: Path, write: Callable[[Path], None]) -> Path:
 
 
 def checkpoint(cache: Path, shape: Shape, *, context: int = 32768) -> Path:
-    """The random checkpoint with a tokenizer whose token i is written `t<i>`."""
+    """The random checkpoint with a tokenizer whose token i is written `t<i>` (but for the third)."""
     name = shape.name if context == 32768 else f"{shape.name}-{context}"
 
     def write(folder: Path) -> None:
@@ -132,6 +136,7 @@ def _write_weights(folder: Path, shape: Shape, context: int) -> None:
 
 def _write_tokenizer(folder: Path, size: int) -> None:
     """Some converters insist on one. A word for each token, so that none of them can refuse a piece of it."""
+    words = ["t0", "t1", UNKNOWN, *(f"t{i}" for i in range(3, size))]
     tokenizer = {
         "version": "1.0",
         "added_tokens": [],
@@ -139,9 +144,13 @@ def _write_tokenizer(folder: Path, size: int) -> None:
         "pre_tokenizer": {"type": "WhitespaceSplit"},
         "post_processor": None,
         "decoder": None,
-        "model": {"type": "WordLevel", "vocab": {f"t{i}": i for i in range(size)}, "unk_token": "t2"},
+        "model": {
+            "type": "WordLevel",
+            "vocab": {word: i for i, word in enumerate(words)},
+            "unk_token": UNKNOWN,
+        },
     }
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    names = {"bos_token": "t0", "eos_token": "t1", "unk_token": "t2"}
+    names = {"bos_token": "t0", "eos_token": "t1", "unk_token": UNKNOWN}
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", **names}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
