@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-
 # transformers adds this token to any tokenizer of a qwen2 model that lacks it.
 UNKNOWN = "<|endoftext|>"
 
