@@ -21,13 +21,21 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import modicum as mo
 import numpy as np
 
 DEMO = Path(__file__).parents[2] / "examples" / "demo"
-VARIANTS = [(None, "keep"), (8, "keep"), (8, "int8"), (4, "keep"), (4, "int8"), (4, "int4")]
+VARIANTS: list[tuple[int | None, str, int | Literal["channel"] | None]] = [
+    (None, "keep", None),
+    (8, "keep", None),
+    (8, "int8", None),
+    (8, "int8", "channel"),
+    (4, "keep", None),
+    (4, "int8", None),
+    (4, "int4", None),
+]  # bits, head and columns that share a scale, None: as --group says
 Logits = Callable[[list[int]], Any]
 
 
@@ -133,12 +141,13 @@ def rows(options: argparse.Namespace, scratch: Path) -> Iterator[Row]:
     source = DEMO / "model" if options.demo else options.model
     floats = mo.load(source, threads=options.threads)
     parts = chosen_windows(options, floats)
-    for bits, head in VARIANTS:
-        folder = source if bits is None else scratch / f"{bits}-{head}"
+    for bits, head, group in VARIANTS:
+        folder = source if bits is None else scratch / f"{bits}-{head}-{group}"
         if bits is not None:
-            mo.retrofit.quantize(source, folder, bits=bits, head=head, group=options.group)
+            mo.retrofit.quantize(source, folder, bits=bits, head=head, group=group or options.group)
         model = mo.load(folder, threads=options.threads)
         name = model.dtype if bits is None else f"int{bits}, head {model.dtype if head == 'keep' else head}"
+        name += ", whole rows" if group == "channel" else ""
         row = Row(name, model.weight_bytes / 1e6, *measure(model.logits, floats.logits, parts))
         if not options.no_transformers:
             row.transformers = measure(transformers_logits(folder), floats.logits, parts)[0]
