@@ -4,7 +4,7 @@
 // is the activations, which `pack` leaves as [group of 16 tokens][block of 32 inputs][16 pairs of inputs][16
 // tokens][2]. An element of C is summed in f32, block by block in order, whatever stands beside it, so a
 // token's result does not depend on the batch; as in the hardware's products, subnormal inputs and sums count
-// as zero. Everything that is not bf16 is AVX-512's.
+// as zero. Integers are in amx_int8.cpp and amx_int8_rows.cpp, everything else is AVX-512's.
 #include <algorithm>
 #include <concepts>
 

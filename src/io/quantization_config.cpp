@@ -80,8 +80,8 @@ std::vector<std::string> targets_of(const JsonFields& fields) {
   return targets;
 }
 
-/// Activations are rounded to int8 as they come: with a scale a token beside a scale a row of weights, else by
-/// groups of 32 columns, which is finer.
+/// Activations are rounded to int8 as they come: with a scale a token beside a scale a row of weights, else
+/// by groups of 32 columns, which is finer.
 void check_activations(const JsonFields& fields) {
   if (fields.text_or("type", "int") != "int") fields.refuse<Unsupported>("type", "int");
   if (fields.integer_or("num_bits", 8, 1, 64) != 8) fields.refuse<Unsupported>("num_bits", "8");

@@ -43,7 +43,8 @@ void check(std::string_view op, const WeightView& weight, std::size_t rows, std:
 }
 
 std::size_t block_size(std::size_t rows, std::size_t tokens, std::size_t threads) {
-  const std::size_t share = rows / (threads * (tokens <= kFewTokens ? kShortTasksPerThread : kTasksPerThread));
+  const std::size_t share =
+      rows / (threads * (tokens <= kFewTokens ? kShortTasksPerThread : kTasksPerThread));
   return std::clamp(share / kOutputBlock * kOutputBlock, kOutputBlock, kMostOutputs);
 }
 
