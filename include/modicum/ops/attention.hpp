@@ -63,9 +63,12 @@ struct RotatedQueries {
 };
 
 /// out[r, h, :] = Σ_j softmax_j(scale · q[r, h, :] · k[j, h / group, :]) v[j, h / group, :], by the online
-/// softmax over key tiles (Milakov and Gimelshein 2018; Dao et al. 2022, algorithm 1), in f32. `q` has an
-/// entry for every origin that occurs among the tiles; out is [rows, heads, head_dim]. Queries of several
-/// groups that share a tile are processed against it together.
+/// softmax over key tiles (Milakov and Gimelshein 2018; Dao et al. 2022, algorithm 1), in f32. With bf16
+/// keys, head sizes that are a multiple of 32 and bf16 products in the instruction set, queries and softmax
+/// weights are rounded to bf16 before the products (as in transformers' bf16 attention), sums stay f32, and
+/// each 2048 positions are summed by themselves and merged in order. `q` has an entry for every origin that
+/// occurs among the tiles; out is [rows, heads, head_dim]. Queries of several groups that share a tile are
+/// processed against it together.
 void attention(ThreadPool& pool, const AttentionShape& shape, std::span<const RotatedQueries> q,
                std::span<const QueryGroup> groups, float* out);
 

@@ -34,8 +34,9 @@ struct MatmulScratch {
 /// instruction set alone, so it is bit-identical whatever the number of threads or tokens. With bf16 weights,
 /// x is rounded to bf16 first; with f16 and f32 weights it stays f32. With integer weights, x is rounded to
 /// int8 by groups of 32 columns with a scale each (round to nearest by the largest magnitude), the sum of a
-/// group is exact, and groups are added in order: y = Σ_g float(Σ w · x) · (scale of w · scale of x). Throws
-/// `InvalidArgument` where shapes, dtypes or scales do not fit.
+/// group is exact, and groups are added in order: y = Σ_g float(Σ w · x) · (scale of w · scale of x). With
+/// `int8_rows` weights a token has one scale and the whole sum is exact: y = float(Σ w · x) · (scale of w ·
+/// scale of x). Throws `InvalidArgument` where shapes, dtypes or scales do not fit.
 void matmul(ThreadPool& pool, const float* x, std::size_t tokens, std::size_t cols,
             std::span<const Product> products, MatmulScratch& scratch);
 
