@@ -389,5 +389,5 @@ def test_a_killed_run_leaves_nothing_that_loads_and_the_next_one_clears_it(tmp_p
 
 def test_ctrl_c_stops_and_leaves_nothing(tmp_path: Path) -> None:
     source = write_model(tmp_path / "in")
-    assert interrupted(source, tmp_path / "out", signal.SIGINT, 0.05) != 0
+    assert interrupted(source, tmp_path / "out", signal.SIGINT, 5) != 0
     assert only(tmp_path) == ["in"]
