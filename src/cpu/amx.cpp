@@ -6,6 +6,8 @@
 // token's result does not depend on the batch; as in the hardware's products, subnormal inputs and sums count
 // as zero. Integers are in amx_int8.cpp and amx_int8_rows.cpp, everything else is AVX-512's.
 #include <algorithm>
+#include <bit>
+#include <cmath>
 #include <concepts>
 
 #include <immintrin.h>

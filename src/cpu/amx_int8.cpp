@@ -5,6 +5,7 @@
 // A group's product takes the tile unit 16 cycles, its 48 conversions and multiply-adds take two vector ports
 // 24, so the scales bound it: about 8192 products in 24 cycles.
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <type_traits>

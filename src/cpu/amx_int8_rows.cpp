@@ -88,23 +88,6 @@ void run(const Work& work, const WeightView& w, const void* x, std::size_t token
                {static_cast<const std::uint8_t*>(x), w.cols, groups, group_bytes(w.cols)}, scratch);
 }
 
-/// What turns a token into int8, and back.
-struct TokenScale {
-  float inverse = 0.0f;
-  float scale = 0.0f;
-};
-
-TokenScale token_scale(const float* x, std::size_t cols) {
-  const __m512i bits = _mm512_set1_epi32(0x7fffffff);
-  __m512i all = _mm512_setzero_si512();
-  for (std::size_t k = 0; k < cols; k += 16)
-    all = _mm512_max_epi32(all, _mm512_and_si512(_mm512_loadu_si512(x + k), bits));
-  const auto most = static_cast<std::uint32_t>(_mm512_reduce_max_epi32(all));
-  if (most >= 0x7f800000u) return {0.0f, NAN};
-  if (most < 0x00800000u) return {};
-  return {127.0f / std::bit_cast<float>(most), std::bit_cast<float>(most) / 127.0f};
-}
-
 }  // namespace
 
 std::size_t int8_rows_bytes(std::size_t tokens, std::size_t cols) {
@@ -114,19 +97,17 @@ std::size_t int8_rows_bytes(std::size_t tokens, std::size_t cols) {
 void pack_int8_rows(const float* x, std::size_t tokens, std::size_t cols, std::size_t group, void* packed) {
   const float* const first = x + group * kPackTokens * cols;
   const std::size_t count = std::min(tokens - group * kPackTokens, kPackTokens);
-  TokenScale scales[16];
-  for (std::size_t t = 0; t < count; ++t) scales[t] = token_scale(first + t * cols, cols);
+  std::uint32_t magnitudes[16] = {};
+  for (std::size_t t = 0; t < count; ++t) magnitudes[t] = row_magnitude(first + t * cols, cols);
   auto* tile = static_cast<std::uint8_t*>(packed) + group * group_bytes(cols);
   for (std::size_t k = 0; k < cols; k += kBlockBytes, tile += kTileBytes) {
     __m512i rows[16];
     for (std::size_t t = 0; t < 16; ++t) {
       alignas(64) std::int8_t row[kBlockBytes] = {};
-      for (std::size_t i = k; t < count && scales[t].inverse != 0.0f && i < std::min(cols, k + kBlockBytes);
-           i += 16) {
-        const __m512 value =
-            _mm512_mul_ps(_mm512_loadu_ps(first + t * cols + i), _mm512_set1_ps(scales[t].inverse));
+      const RowScale scale(magnitudes[t]);
+      for (std::size_t i = k; t < count && i < std::min(cols, k + kBlockBytes); i += 16) {
         _mm_store_si128(reinterpret_cast<__m128i*>(row + (i - k)),
-                        _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(value)));
+                        _mm512_cvtepi32_epi8(scale.round(first + t * cols + i)));
       }
       rows[t] = _mm512_load_si512(row);
     }
@@ -134,7 +115,7 @@ void pack_int8_rows(const float* x, std::size_t tokens, std::size_t cols, std::s
     for (std::size_t i = 0; i < 16; ++i) _mm512_store_si512(tile + i * kBlockBytes, rows[i]);
   }
   float* const to = scales_of(packed, cols, group);
-  for (std::size_t t = 0; t < 16; ++t) to[t] = scales[t].scale;
+  for (std::size_t t = 0; t < 16; ++t) to[t] = RowScale(magnitudes[t]).scale;
 }
 
 void matmul_int8_rows(const MatmulTask& task) {

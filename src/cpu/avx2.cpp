@@ -40,6 +40,8 @@ struct V {
 };
 
 #include "generic.inc"
+// Builds on that.
+#include "matmul.inc"
 
 }  // namespace modicum::cpu::avx2
 MODICUM_TARGET_END
@@ -48,8 +50,8 @@ namespace modicum::cpu {
 
 const KernelTable& avx2_kernels() {
   using namespace avx2;
-  static const KernelTable table{ops::Isa::avx2, packed_bytes_f32, pack_f32, matmul_f32_lanes, load_keys,
-                                 scores,         accumulate,       rms_norm, silu_mul,         rope};
+  static const KernelTable table{ops::Isa::avx2, packed_bytes_f32, pack_f32, matmul,   load_keys,
+                                 scores,         accumulate,       rms_norm, silu_mul, rope};
   return table;
 }
 

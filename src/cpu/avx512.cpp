@@ -33,17 +33,12 @@ struct V {
   static void store(float* p, F v) { _mm512_storeu_ps(p, v); }
   static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
   static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
-  static float sum(F v) {
-    const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
-    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
-    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-    return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
-  }
   static float fma1(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 };
 
+#include "avx512.inc"
 #include "generic.inc"
-// Builds on that.
+// Builds on both.
 #include "dot_rows.inc"
 
 void matmul(const MatmulTask& task) {

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // bf16 dot products (VDPBF16PS): two products a lane, summed into f32. Everything else is AVX-512's.
 #include <algorithm>
+#include <bit>
+#include <cmath>
 #include <cstring>
 
 #include <immintrin.h>
@@ -30,6 +32,7 @@ struct Bf16Dot {
   static const void* at(const void* w, std::size_t k) { return static_cast<const bf16*>(w) + k; }
 };
 
+#include "avx512.inc"
 #include "dot_rows.inc"
 
 void matmul(const MatmulTask& task) {
@@ -53,8 +56,6 @@ void pack(DType dtype, const float* x, std::size_t tokens, std::size_t cols, std
     for (std::size_t k = cols; k < stride; ++k) row[k] = bf16{};
   }
 }
-
-#include "avx512.inc"
 
 /// 16 × 16 sums in registers; a pair of A's inputs is broadcast, a vector of B's serves 16 rows.
 struct Products {

@@ -34,6 +34,8 @@ struct V {
 };
 
 #include "generic.inc"
+// Builds on that.
+#include "matmul.inc"
 
 }  // namespace modicum::cpu::plain
 
@@ -41,8 +43,8 @@ namespace modicum::cpu {
 
 const KernelTable& plain_kernels() {
   using namespace plain;
-  static const KernelTable table{ops::Isa::plain, packed_bytes_f32, pack_f32, matmul_f32_lanes, load_keys,
-                                 scores,          accumulate,       rms_norm, silu_mul,         rope};
+  static const KernelTable table{ops::Isa::plain, packed_bytes_f32, pack_f32, matmul,   load_keys,
+                                 scores,          accumulate,       rms_norm, silu_mul, rope};
   return table;
 }
 
