@@ -10,7 +10,8 @@
 #include <benchmark/benchmark.h>
 
 #include <modicum/ops/attention.hpp>
-#include <modicum/ops/machine.hpp>
+
+#include "support.hpp"
 
 using namespace modicum;
 
@@ -25,16 +26,6 @@ constexpr float kScale = 0.125f;
 /// Of values below 1: some kernels round queries and softmax weights to bf16.
 constexpr double kTolerance = 5e-3;
 
-ThreadPool& pool() {
-  static ThreadPool all;
-  return all;
-}
-
-const ops::MachineLimits& machine() {
-  static const ops::MachineLimits limits = ops::machine_limits(pool());
-  return limits;
-}
-
 /// `groups` branches of `queries` tokens each, all of which see a trunk of `keys` and their predecessors in
 /// it.
 struct Problem {
@@ -47,14 +38,10 @@ struct Problem {
         v(keys * width),
         q(groups * queries * h.queries * kHeadDim),
         out(q.size()) {
-    std::uint32_t state = 1;
-    const auto next = [&] {
-      state = state * 1664525u + 1013904223u;
-      return static_cast<float>(state >> 8) * 0x1p-23f - 1.0f;
-    };
-    for (bf16& value : k) value = to_bf16(next());
-    for (bf16& value : v) value = to_bf16(next());
-    for (float& value : q) value = next();
+    Random random;
+    for (bf16& value : k) value = to_bf16(random.uniform());
+    for (bf16& value : v) value = to_bf16(random.uniform());
+    for (float& value : q) value = random.uniform();
     for (std::size_t begin = 0; begin < keys; begin += ops::kKeyTile) {
       const auto n = static_cast<std::uint32_t>(std::min(ops::kKeyTile, keys - begin));
       tiles.push_back({.begin = begin,

@@ -10,9 +10,10 @@
 
 #include <benchmark/benchmark.h>
 
-#include <modicum/ops/machine.hpp>
 #include <modicum/ops/matmul.hpp>
 #include <modicum/tensor/dtype.hpp>
+
+#include "support.hpp"
 
 using namespace modicum;
 
@@ -20,38 +21,23 @@ namespace {
 
 constexpr std::size_t kWeightBytes = std::size_t{256} << 20;
 
-ThreadPool& pool() {
-  static ThreadPool all;
-  return all;
-}
-
-const ops::MachineLimits& machine() {
-  static const ops::MachineLimits limits = ops::machine_limits(pool());
-  return limits;
-}
-
 struct Problem {
   Problem(DType d, std::size_t t, std::size_t c, std::size_t o)
       : dtype(d), tokens(t), cols(c), outputs(o), x(t * c), y(t * o) {
     const std::size_t size = o * c * bits_of(d) / 8;
     copies = std::max<std::size_t>(1, kWeightBytes / size);
     weights.resize(copies * size);
-    for (float& value : x) value = next();
+    for (float& value : x) value = random.uniform();
     if (is_float(d)) {
       dispatch(d, [&](auto e) {
         auto* w = reinterpret_cast<decltype(e)*>(weights.data());
-        for (std::size_t i = 0; i < copies * o * c; ++i) w[i] = from_f32<decltype(e)>(next());
+        for (std::size_t i = 0; i < copies * o * c; ++i) w[i] = from_f32<decltype(e)>(random.uniform());
       });
     } else {
-      for (std::byte& value : weights) value = static_cast<std::byte>(state = state * 1664525u + 1013904223u);
+      for (std::byte& value : weights) value = static_cast<std::byte>(random.bits());
       scales.resize(copies * o * c / kQuantGroup);
-      for (bf16& value : scales) value = to_bf16(next() * 0x1p-6f);
+      for (bf16& value : scales) value = to_bf16(random.uniform() * 0x1p-6f);
     }
-  }
-
-  float next() {
-    state = state * 1664525u + 1013904223u;
-    return static_cast<float>(state >> 8) * 0x1p-23f - 1.0f;
   }
 
   WeightView weight(std::size_t copy) const {
@@ -106,7 +92,7 @@ struct Problem {
   std::size_t copies = 1;
   std::vector<std::byte> weights;
   std::vector<bf16> scales;
-  std::uint32_t state = 1;
+  Random random;
   ops::MatmulScratch scratch;
 };
 

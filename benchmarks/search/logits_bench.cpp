@@ -9,15 +9,14 @@
 #include <modicum/decode/log_softmax.hpp>
 #include <modicum/search/scores.hpp>
 
+#include "support.hpp"
+
 namespace {
 
 std::vector<float> random_logits(std::size_t count) {
   std::vector<float> values(count);
-  std::uint32_t state = 1;
-  for (float& value : values) {
-    state = state * 1664525u + 1013904223u;
-    value = static_cast<float>(state >> 8) * 0x1p-20f - 8.0f;
-  }
+  Random random;
+  for (float& value : values) value = 8.0f * random.uniform();
   return values;
 }
 
