@@ -5,8 +5,10 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
+#include <modicum/ops/attention.hpp>
 #include <modicum/tensor/dtype.hpp>
 
 namespace modicum {
@@ -24,12 +26,15 @@ struct KvShape {
 };
 
 /// Rows of keys and values somewhere in memory: row r of layer l lies at k + l · layer_stride + r ·
-/// row_bytes, likewise v. Read-only unless it belongs to a growing tail.
+/// row_bytes, likewise v. Read-only unless it belongs to a growing tail. Where `scales` is given, k and v are
+/// codes of scales->bits bits instead of elements of the shape's dtype, and row_bytes is theirs.
 struct KvSegment {
   std::byte* k = nullptr;
   std::byte* v = nullptr;
   std::size_t layer_stride = 0;  ///< bytes
   std::size_t rows = 0;
+  std::size_t rotation = 0;  ///< the position that row 0 was rotated by, row r by rotation + r
+  std::optional<ops::KvScales> scales = std::nullopt;
   std::shared_ptr<const void> owner;  ///< keeps the memory alive
 };
 

@@ -56,22 +56,33 @@ class Tree {
     return Branch(state_, node.release());
   }
 
-  /// A new node below `parent` whose keys and values lie in memory that somebody else owns, read-only. Its
-  /// keys count their rotation from its own first token, so the same segment serves below any parent.
-  /// `segment` has a row for each of `tokens`; `hidden` is the model's output at the last of them.
+  /// A new node below `parent` whose keys and values are rows [first_row, first_row + tokens.size()) of
+  /// memory that somebody else owns, read-only. The query is rotated by the difference between where the rows
+  /// were rotated to and where they stand here, so the same segment serves below any parent that ends no
+  /// earlier than `segment->rotation + first_row`. `hidden` is the model's output at the last of the tokens.
   Branch mount(const Branch& parent, std::span<const TokenId> tokens,
-               std::shared_ptr<const KvSegment> segment, std::vector<float> hidden = {}) const {
+               std::shared_ptr<const KvSegment> segment, std::vector<float> hidden = {},
+               std::size_t first_row = 0) const {
     require_own(parent);
-    if (segment == nullptr || segment->rows != tokens.size()) {
+    if (segment == nullptr || segment->rows < first_row + tokens.size()) {
       fail({.op = "tree.mount",
             .what = "segment",
-            .expected = std::to_string(tokens.size()) + " rows",
+            .expected = std::to_string(first_row + tokens.size()) + " rows",
             .got = std::to_string(segment == nullptr ? 0 : segment->rows)});
+    }
+    if (parent.node_->end < segment->rotation + first_row) {
+      fail({.op = "tree.mount",
+            .what = "parent",
+            .expected = "at least the " + std::to_string(segment->rotation + first_row) +
+                        " tokens that the segment's keys were rotated by",
+            .got = std::to_string(parent.node_->end)});
     }
     auto node = std::make_unique<Node>();
     const std::lock_guard lock(state_->mutex);
     const auto count = static_cast<std::uint32_t>(tokens.size());
-    const std::vector<ops::KeyRun> runs{key_run(*segment, 0, count, parent.node_->end)};
+    const auto first = static_cast<std::uint32_t>(first_row);
+    const std::vector<ops::KeyRun> runs{
+        key_run(*segment, first, count, parent.node_->end - segment->rotation - first_row)};
     attach(*node, parent.node_, tokens, runs);
     node->mounted = std::move(segment);
     node->hidden = std::move(hidden);
@@ -136,7 +147,8 @@ class Tree {
             .layer_stride = segment.layer_stride,
             .origin = origin,
             .count = count,
-            .first = first};
+            .first = first,
+            .scales = segment.scales ? &*segment.scales : nullptr};
   }
 
   void require_own(const Branch& branch) const {

@@ -16,6 +16,21 @@ namespace modicum::ops {
 /// never on how they are split into segments.
 inline constexpr std::size_t kKeyTile = 64;
 
+/// Consecutive rows of this many share a scale and an offset per channel of their integer keys.
+inline constexpr std::size_t kKeyGroup = 64;
+
+/// How integers stand for keys and values: value = scale · code + offset, with codes from 0 to 2^bits − 1.
+/// Keys have a scale a channel (their outliers stay in channels), values a scale a token (Liu et al. 2024,
+/// "KIVI", arXiv:2402.02750, section 3). A head's row is head_dim codes of 8 bits, or head_dim / 2 bytes of
+/// which byte b holds code b in its lower half and code b + head_dim / 2 in the upper.
+struct KvScales {
+  int bits = 8;              ///< or 4
+  const f16* k = nullptr;    ///< [layers][⌈rows / kKeyGroup⌉][2 (scale, offset)][kv_heads · head_dim]
+  const f16* v = nullptr;    ///< [layers][rows][kv_heads][2 (scale, offset)]
+  std::size_t k_stride = 0;  ///< from layer to layer, in elements
+  std::size_t v_stride = 0;
+};
+
 /// Rows [first, first + count) of keys and values of consecutive positions. A row is kv_heads · head_dim
 /// elements, rows follow each other without gaps, and layer l's row 0 lies l · layer_stride bytes after that
 /// of layer 0 at `k` and `v`. The keys were rotated counting from position `origin` of the path.
@@ -26,6 +41,7 @@ struct KeyRun {
   std::size_t origin = 0;
   std::uint32_t count = 0;
   std::uint32_t first = 0;
+  const KvScales* scales = nullptr;  ///< where k and v are codes; null: elements of the shape's kv_dtype
 };
 
 /// The keys of one tile of a path, in order of position: positions [begin, begin + count). Tiles of several
