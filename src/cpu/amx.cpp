@@ -9,6 +9,7 @@
 #include <bit>
 #include <cmath>
 #include <concepts>
+#include <cstring>
 
 #include <immintrin.h>
 #include <sys/syscall.h>

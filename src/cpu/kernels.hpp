@@ -75,12 +75,18 @@ struct TileBuffer {
   alignas(kAlignment) float v[ops::kKeyTile * kMostHeadDim];
 };
 
-/// Rows of keys and values of one head: elements `stride` apart from row to row.
+/// Rows of keys and values of one head, as elements or as codes (see ops::KvScales).
 struct KeyRows {
   const void* k = nullptr;
   const void* v = nullptr;
-  std::size_t stride = 0;
+  std::size_t stride = 0;  ///< from row to row, in elements (of codes: in bytes)
   std::size_t count = 0;
+  int bits = 0;                   ///< of a code; 0 for elements
+  std::size_t first = 0;          ///< of the rows, within its group of ops::kKeyGroup
+  const f16* k_scales = nullptr;  ///< of that group: [2 (scale, offset)][width], of which this head's count
+  const f16* v_scales = nullptr;  ///< of the first row: [kv_heads][2 (scale, offset)], from this head on
+  std::size_t width = 0;          ///< kv_heads · head_dim
+  std::size_t kv_heads = 0;
 };
 
 /// One query row's running softmax over the tiles seen so far.

@@ -66,9 +66,27 @@ struct AttentionBlock {
   /// Where a run's keys and values of this head begin.
   cpu::KeyRows keys(const KeyRun& run) const {
     const std::size_t width = shape.kv_heads * shape.head_dim;
+    if (run.scales != nullptr) return codes(run, width);
     const std::size_t at = shape.layer * run.layer_stride +
                            (run.first * width + kv_head * shape.head_dim) * size_of(shape.kv_dtype);
-    return {run.k + at, run.v + at, width, run.count};
+    return {.k = run.k + at, .v = run.v + at, .stride = width, .count = run.count};
+  }
+  cpu::KeyRows codes(const KeyRun& run, std::size_t width) const {
+    const KvScales& scales = *run.scales;
+    const auto bits = static_cast<std::size_t>(scales.bits);
+    const std::size_t at =
+        shape.layer * run.layer_stride + (run.first * width + kv_head * shape.head_dim) * bits / 8;
+    return {.k = run.k + at,
+            .v = run.v + at,
+            .stride = width * bits / 8,
+            .count = run.count,
+            .bits = scales.bits,
+            .first = run.first % kKeyGroup,
+            .k_scales = scales.k + shape.layer * scales.k_stride + run.first / kKeyGroup * 2 * width +
+                        kv_head * shape.head_dim,
+            .v_scales = scales.v + shape.layer * scales.v_stride + (run.first * shape.kv_heads + kv_head) * 2,
+            .width = width,
+            .kv_heads = shape.kv_heads};
   }
 
   const float* queries_for(std::size_t origin) const {
