@@ -78,8 +78,8 @@ struct TileBuffer {
 /// Rows of keys and values of one head, as elements or as codes (see ops::KvScales).
 struct KeyRows {
   const void* k = nullptr;
-  const void* v = nullptr;
-  std::size_t stride = 0;  ///< from row to row, in elements (of codes: in bytes)
+  const void* v = nullptr;  ///< `load_keys`: or null, for keys alone
+  std::size_t stride = 0;   ///< from row to row, in elements (of codes: in bytes)
   std::size_t count = 0;
   int bits = 0;                   ///< of a code; 0 for elements
   std::size_t first = 0;          ///< of the rows, within its group of ops::kKeyGroup
@@ -154,7 +154,8 @@ struct KernelTable {
   /// p[j] = scale · dot(q, k[j]) for j in [first, last) of the tile, for `count` rows.
   void (*scores)(SoftmaxRow* rows, std::size_t count, const TileBuffer& tile, std::size_t head_dim,
                  float scale, std::uint32_t first, std::uint32_t last);
-  /// Turns scores into weights and adds weights · values to each row.
+  /// Turns scores into weights e^(score − most), moves `most` and `sum` on and adds weights · values to each
+  /// row; with head_dim 0, no values.
   void (*accumulate)(SoftmaxRow* rows, std::size_t count, const TileBuffer& tile, std::size_t head_dim);
   void (*rms_norm)(const float* x, const float* weight, float eps, std::size_t n, float* y);
   void (*silu_mul)(float* gate, const float* up, std::size_t n);

@@ -7,10 +7,6 @@
 
 namespace modicum::ops {
 
-/// Keys are summed in chunks of this many tiles, each from nothing, which are then merged in order: a chunk
-/// can be another thread's, and the result does not tell.
-inline constexpr std::size_t kChunkTiles = 32;
-
 /// Memory for the states and packed queries of a block's rows, 16 at a time.
 class LaneMemory {
  public:
@@ -48,15 +44,11 @@ class LaneAttention {
         lanes_((block.rows() + 15) / 16),
         space_(workspace()) {}
 
-  static std::size_t chunks(const AttentionBlock& block) {
-    return (block.tiles() + kChunkTiles - 1) / kChunkTiles;
-  }
-
   /// The whole block.
   void run() {
     kernels_.enter();
     pack();
-    const std::size_t all = chunks(block_);
+    const std::size_t all = block_.chunks();
     space_.total.prepare(lanes_, head_dim());
     space_.part.prepare(lanes_, head_dim());
     for (std::size_t c = first_chunk(); c < all; ++c) {

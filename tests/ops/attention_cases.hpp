@@ -233,8 +233,10 @@ struct Queries {
   std::vector<double> plain, upright;
 };
 
-inline std::vector<float> run(ThreadPool& pool, const Shape& shape, const Queries& queries,
-                              const std::vector<Group>& groups) {
+/// Calls body(shape, rotated queries, groups) with what the operations on attention take.
+template <class Body>
+void with_views(const Shape& shape, const Queries& queries, const std::vector<Group>& groups,
+                const Body& body) {
   std::vector<std::unique_ptr<Tiles>> tiles;
   std::vector<ops::QueryGroup> views;
   std::size_t row = 0;
@@ -244,7 +246,6 @@ inline std::vector<float> run(ThreadPool& pool, const Shape& shape, const Querie
         {.row = row, .count = group.count, .position = group.position, .tiles = tiles.back()->list});
     row += group.count;
   }
-  GuardedArray<float> out(row * shape.heads * shape.head_dim);
   const ops::AttentionShape a{.heads = shape.heads,
                               .kv_heads = shape.kv_heads,
                               .head_dim = shape.head_dim,
@@ -252,10 +253,38 @@ inline std::vector<float> run(ThreadPool& pool, const Shape& shape, const Querie
                               .layer = 1,
                               .window = shape.window,
                               .scale = 0.3f};
-  const auto q = queries.views();
-  ops::attention(pool, a, q, views, out.data());
+  body(a, queries.views(), views);
+}
+
+inline std::vector<float> run(ThreadPool& pool, const Shape& shape, const Queries& queries,
+                              const std::vector<Group>& groups) {
+  GuardedArray<float> out(queries.plain.size());
+  with_views(shape, queries, groups, [&](const auto& a, const auto& q, const auto& views) {
+    ops::attention(pool, a, q, views, out.data());
+  });
   REQUIRE(out.front_is_intact());
   return {out.begin(), out.end()};
+}
+
+/// The softmax weights of head h of query i of a group, whose row is `row`, by position, in f64.
+inline std::vector<double> weights(const Shape& shape, const Queries& queries, const Group& group,
+                                   std::size_t i, std::size_t row, std::size_t h) {
+  const std::size_t position = group.position + i;
+  const std::size_t first =
+      shape.window != 0 && position + 1 > shape.window ? position + 1 - shape.window : 0;
+  const std::size_t kv = h / (shape.heads / shape.kv_heads);
+  const double* const q = &queries.upright[(row * shape.heads + h) * shape.head_dim];
+  std::vector<double> all(position + 1);
+  double sum = 0;
+  for (const auto& segment : group.path) {
+    for (std::size_t p = std::max(first, segment->begin()); p < std::min(segment->end(), position + 1); ++p) {
+      const auto key = segment->key(p, kv);
+      all[p] = std::exp(static_cast<double>(0.3f) * std::inner_product(key.begin(), key.end(), q, 0.0));
+      sum += all[p];
+    }
+  }
+  for (double& weight : all) weight /= sum;
+  return all;
 }
 
 /// The softmax as it is written, in f64.
@@ -265,26 +294,15 @@ inline std::vector<double> reference(const Shape& shape, const Queries& queries,
   std::size_t row = 0;
   for (const Group& group : groups) {
     for (std::size_t i = 0; i < group.count; ++i, ++row) {
-      const std::size_t position = group.position + i;
-      const std::size_t first =
-          shape.window != 0 && position + 1 > shape.window ? position + 1 - shape.window : 0;
       for (std::size_t h = 0; h < shape.heads; ++h) {
-        const std::size_t kv = h / (shape.heads / shape.kv_heads);
-        const std::size_t at = (row * shape.heads + h) * shape.head_dim;
-        double sum = 0;
-        std::vector<double> o(shape.head_dim);
+        double* const o = &out[(row * shape.heads + h) * shape.head_dim];
+        const auto weight = weights(shape, queries, group, i, row, h);
         for (const auto& segment : group.path) {
-          for (std::size_t p = std::max(first, segment->begin()); p < std::min(segment->end(), position + 1);
-               ++p) {
-            const auto key = segment->key(p, kv);
-            const double weight =
-                std::exp(static_cast<double>(0.3f) *
-                         std::inner_product(key.begin(), key.end(), &queries.upright[at], 0.0));
-            sum += weight;
-            for (std::size_t d = 0; d < shape.head_dim; ++d) o[d] += weight * segment->value(p, kv)[d];
+          for (std::size_t p = segment->begin(); p < std::min(segment->end(), weight.size()); ++p) {
+            const float* const value = segment->value(p, h / (shape.heads / shape.kv_heads));
+            for (std::size_t d = 0; d < shape.head_dim; ++d) o[d] += weight[p] * value[d];
           }
         }
-        for (std::size_t d = 0; d < shape.head_dim; ++d) out[at + d] = o[d] / sum;
       }
     }
   }
