@@ -6,6 +6,7 @@
 #include <modicum/base/progress.hpp>
 #include <modicum/cag/build.hpp>
 #include <modicum/cag/knowledge.hpp>
+#include <modicum/cag/select.hpp>
 #include <modicum/decode/generate.hpp>
 #include <modicum/decode/tree_step_model.hpp>
 #include <modicum/io/checkpoint.hpp>
