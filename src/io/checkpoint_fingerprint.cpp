@@ -1,12 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
-#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <optional>
+#include <system_error>
 #include <utility>
 
 #include <modicum/base/hash.hpp>
 
 #include "../base/json.hpp"
 #include "checkpoint_state.hpp"
+#include "digest_store.hpp"
 
 namespace modicum {
 namespace {
@@ -93,19 +97,65 @@ std::vector<std::string> hash_blocks(const std::vector<Block>& blocks, ThreadPoo
   return hashes;
 }
 
-}  // namespace
-
-std::string Checkpoint::fingerprint(ThreadPool* pool, const Progress& progress) const {
-  const std::vector<std::string> all = names();
-  const std::vector<Block> blocks = blocks_of(*this, all);
+std::string hash_all(const Checkpoint& checkpoint, ThreadPool* pool, const Progress& progress) {
+  const std::vector<std::string> all = checkpoint.names();
+  const std::vector<Block> blocks = blocks_of(checkpoint, all);
   const std::vector<std::string> hashes = hash_blocks(blocks, pool, progress);
   Json tensors = Json::array();
   for (const std::string& name : all) {
-    const TensorInfo& tensor = info(name);
+    const TensorInfo& tensor = checkpoint.info(name);
     tensors.push_back({name, tensor.dtype, tensor.shape, Json::array()});
   }
   for (std::size_t i = 0; i < blocks.size(); ++i) tensors[blocks[i].tensor][3].push_back(hashes[i]);
-  return hash128_hex(canonical_config(config()) + "\n" + tensors.dump());
+  return hash128_hex(canonical_config(checkpoint.config()) + "\n" + tensors.dump());
+}
+
+std::int64_t now_ns() {
+  const auto now = std::chrono::system_clock::now().time_since_epoch();
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(now).count();
+}
+
+/// Whether a later write to these files is sure to show in their times. What changed within the last two
+/// seconds could change again within one tick of a coarse clock (git calls it racily clean).
+bool has_settled(const std::vector<SafetensorsFile>& files, std::int64_t now) {
+  constexpr std::int64_t kTick = 2'000'000'000;
+  return std::ranges::all_of(
+      files, [&](const SafetensorsFile& file) { return file.file().identity().changed_ns < now - kTick; });
+}
+
+}  // namespace
+
+/// What a fingerprint follows from without reading the weights: which files they are and when they were last
+/// written, which of their tensors count, and the configuration. Empty where a path leads elsewhere by now,
+/// or to a file that was written to since it was mapped.
+std::optional<std::string> Checkpoint::State::identity() const {
+  Json json{{"fingerprint", 1}, {"config", canonical_config(config)}, {"files", Json::array()}};
+  for (const SafetensorsFile& file : files) {
+    std::error_code error;
+    const auto path = std::filesystem::canonical(file.file().path(), error);
+    const FileIdentity& id = file.file().identity();
+    if (error || FileIdentity::of(path) != id) return std::nullopt;
+    json["files"].push_back({path.string(), id.device, id.inode, id.size, id.modified_ns, id.changed_ns});
+  }
+  Json tensors = Json::array();
+  for (const auto& [name, file] : file_of) tensors.push_back({name, file});
+  json["tensors"] = hash128_hex(tensors.dump());
+  return json.dump(-1, ' ', false, Json::error_handler_t::replace);
+}
+
+std::string Checkpoint::fingerprint(ThreadPool* pool, const Progress& progress, Rehash rehash) const {
+  if (rehash == Rehash::always) return hash_all(*this, pool, progress);
+  const std::int64_t begin = now_ns();
+  const DigestStore store = DigestStore::of_user();
+  const auto identity = state_->identity();
+  if (identity) {
+    if (auto known = store.find(*identity)) return *std::move(known);
+  }
+  std::string digest = hash_all(*this, pool, progress);
+  if (identity && has_settled(files(), begin) && state_->identity() == identity) {
+    store.keep(*identity, digest);
+  }
+  return digest;
 }
 
 }  // namespace modicum

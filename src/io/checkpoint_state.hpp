@@ -5,6 +5,7 @@
 #include <functional>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -29,6 +30,7 @@ struct Checkpoint::State {
   mutable std::map<std::string, std::vector<std::byte>, std::less<>> aligned;
 
   const SafetensorsFile& file(std::string_view tensor) const;
+  std::optional<std::string> identity() const;
 };
 
 }  // namespace modicum

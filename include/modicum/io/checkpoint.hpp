@@ -20,6 +20,13 @@
 
 namespace modicum {
 
+/// Whether a fingerprint reads the weights again.
+enum class Rehash {
+  always,
+  when_changed,  ///< not where the user's cache folder has it from an earlier process, of files with the same
+                 ///< device, inode, size and times
+};
+
 /// A Hugging Face directory: config.json and model.safetensors, or (where there is no such file, as
 /// transformers looks for them) the shards that model.safetensors.index.json names. The weights are mapped,
 /// not copied. Copies of a Checkpoint share everything; views stay valid as long as one of them lives.
@@ -55,8 +62,12 @@ class Checkpoint {
 
   /// XXH3-128 over config.json's meaning for the forward pass and every tensor's name, dtype, shape and
   /// bytes: two checkpoints with one fingerprint compute the same, however they are sharded and spelled.
-  /// Reads all weights in blocks of 16 MiB, spread over `pool` if there is one.
-  std::string fingerprint(ThreadPool* pool = nullptr, const Progress& progress = {}) const;
+  /// Reads all weights in blocks of 16 MiB, spread over `pool` if there is one. With `Rehash::when_changed`
+  /// it is looked up, and kept, in $MODICUM_CACHE_DIR (set but empty: nowhere), else $XDG_CACHE_HOME/modicum,
+  /// else
+  /// ~/.cache/modicum; files that changed within the last two seconds are not trusted to have settled.
+  std::string fingerprint(ThreadPool* pool = nullptr, const Progress& progress = {},
+                          Rehash rehash = Rehash::always) const;
 
  private:
   struct State;

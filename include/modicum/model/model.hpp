@@ -24,6 +24,8 @@ struct ModelFingerprint {
   std::string weights;    ///< every byte of the weights and what of config.json the forward pass reads
   std::string tokenizer;  ///< tokenizer.json
   std::string dtype;      ///< in which keys and values are kept
+  std::string chat_template = {};  ///< text of the chat template; empty: none
+  std::string adapter = {};        ///< empty: none
   bool operator==(const ModelFingerprint&) const = default;
 };
 
@@ -31,7 +33,8 @@ struct ModelFingerprint {
 /// everything.
 class Model {
  public:
-  /// Throws `IoError`, `FormatError` or `Unsupported` that name the file and field.
+  /// Throws `IoError`, `FormatError` or `Unsupported` that name the file and field; `Unsupported` too for a
+  /// directory with an adapter (adapter_config.json), which would be left out silently.
   static Model load(const std::filesystem::path& directory, const LoadOptions& options = {});
 
   const Checkpoint& checkpoint() const noexcept { return state_->checkpoint; }
@@ -40,7 +43,9 @@ class Model {
   /// Throws `IoError` where the directory has no tokenizer.json.
   const Tokenizer& tokenizer() const;
 
-  /// Hashes the weights on first use, about 0.1 s per GB that is in memory.
+  /// Hashes the weights on first use, about 0.1 s per GB that is in memory, unless an earlier process did and
+  /// they have not changed since (see `Rehash::when_changed`). Throws `FormatError` where
+  /// tokenizer_config.json is broken.
   const ModelFingerprint& fingerprint() const;
 
  private:
