@@ -8,7 +8,7 @@
 
 from importlib import metadata as _metadata
 
-from modicum import bench, cag, decode, documents, retrofit
+from modicum import bench, cag, decode, documents, interop, retrofit
 from modicum._core import (
     Branch,
     Cancelled,
@@ -68,6 +68,7 @@ __all__ = [
     "decode",
     "documents",
     "extend",
+    "interop",
     "load",
     "logits",
     "machine_limits",
