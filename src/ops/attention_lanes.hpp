@@ -10,14 +10,18 @@ namespace modicum::ops {
 /// Memory for the states and packed queries of a block's rows, 16 at a time.
 class LaneMemory {
  public:
-  void prepare(std::size_t lanes, std::size_t head_dim) {
+  void prepare(std::size_t rows, std::size_t head_dim) {
+    const std::size_t lanes = (rows + 15) / 16;
     const std::size_t need = lanes * 16 * head_dim * sizeof(float);
     states_.resize(std::max(states_.size(), lanes));
     if (sums_bytes_ < need) {
       sums_.reset(static_cast<float*>(::operator new(need, std::align_val_t{cpu::kAlignment})));
       sums_bytes_ = need;
     }
-    for (std::size_t i = 0; i < lanes; ++i) states_[i].o = sums_.get() + i * 16 * head_dim;
+    for (std::size_t i = 0; i < lanes; ++i) {
+      states_[i].o = sums_.get() + i * 16 * head_dim;
+      states_[i].used = std::min<std::size_t>(16, rows - i * 16);
+    }
   }
   static void clear(cpu::QueryLanes& state, std::size_t head_dim) {
     std::fill_n(state.most, 16, cpu::kNothingSeen);
@@ -49,8 +53,8 @@ class LaneAttention {
     kernels_.enter();
     pack();
     const std::size_t all = block_.chunks();
-    space_.total.prepare(lanes_, head_dim());
-    space_.part.prepare(lanes_, head_dim());
+    space_.total.prepare(block_.rows(), head_dim());
+    space_.part.prepare(block_.rows(), head_dim());
     for (std::size_t c = first_chunk(); c < all; ++c) {
       chunk(c, c == first_chunk() ? space_.total : space_.part);
       if (c != first_chunk()) merge(space_.total, space_.part);
@@ -63,7 +67,7 @@ class LaneAttention {
   void run_chunk(std::size_t c, LaneMemory& to) {
     kernels_.enter();
     pack();
-    to.prepare(lanes_, head_dim());
+    to.prepare(block_.rows(), head_dim());
     chunk(c, to);
     kernels_.leave();
   }
@@ -131,17 +135,14 @@ class LaneAttention {
 
   void meet(LaneMemory& to, const KeyTile& tile, std::size_t part_begin, std::size_t part_end,
             std::size_t row, std::size_t count) {
-    std::size_t begin = 0;
-    for (const KeyRun& run : tile.runs) {
-      kernels_.load(block_.keys(run), head_dim(), begin, space_.tile);
-      begin += run.count;
-    }
-    kernels_.finish(space_.tile, tile.count, head_dim());
     const std::size_t first_lanes = row / 16;
     const std::size_t end_lanes = (row + count + 15) / 16;
+    load(tile, end_lanes - first_lanes);
     for (std::size_t i = first_lanes; i < end_lanes; ++i) {
       std::fill_n(to[i].first, 16, 0);
       std::fill_n(to[i].last, 16, 0);
+      // Nobody reads what lanes without a row sum up; that they see all keys saves the masks.
+      std::fill(to[i].last + to[i].used, to[i].last + 16, static_cast<std::int32_t>(kKeyTile));
     }
     block_.for_each_query(part_begin, part_end, row, [&](const Part& part, std::size_t n, std::size_t at) {
       const auto [first, last] = block_.seen(tile, part.first_position() + n);
@@ -153,11 +154,24 @@ class LaneAttention {
     for (std::size_t i = first_lanes; i < end_lanes; ++i) step(to[i], tile, i);
   }
 
+  void load(const KeyTile& tile, std::size_t lanes) {
+    if (tile.runs.size() == 1 && tile.count == kKeyTile) {
+      // Keys that few rows meet are not worth copying; more rows want them close together.
+      return kernels_.load_whole(block_.keys(tile.runs.front()), head_dim(), lanes <= 2, space_.tile);
+    }
+    std::size_t begin = 0;
+    for (const KeyRun& run : tile.runs) {
+      kernels_.load(block_.keys(run), head_dim(), begin, space_.tile);
+      begin += run.count;
+    }
+    kernels_.finish(space_.tile, tile.count, head_dim());
+  }
+
   void step(cpu::QueryLanes& state, const KeyTile& tile, std::size_t lanes) {
     const auto keys = static_cast<std::int32_t>(cpu::padded(tile.count, 32));
     bool masked = false;
     bool any = false;
-    for (int lane = 0; lane < 16; ++lane) {
+    for (std::size_t lane = 0; lane < state.used; ++lane) {
       masked = masked || state.first[lane] > 0 || state.last[lane] < keys;
       any = any || state.first[lane] < state.last[lane];
     }
