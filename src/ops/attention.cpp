@@ -9,18 +9,29 @@ namespace modicum::ops {
 namespace {
 
 /// Too few blocks for the threads, over many keys: chunks of keys are tasks of their own, merged at the end.
+/// A task takes all key heads, as they lie beside each other in memory, or fewer where tasks are few.
 void attend_by_chunks(ThreadPool& pool, std::span<const AttentionBlock> blocks) {
+  const std::size_t kv_heads = blocks.front().shape.kv_heads;
   std::size_t chunks = 0;
   for (const AttentionBlock& block : blocks) chunks = std::max(chunks, block.chunks());
-  std::vector<LaneMemory> parts(blocks.size() * chunks);
-  pool.run(parts.size(), [&](std::size_t task) {
-    const AttentionBlock& block = blocks[task / chunks];
-    const std::size_t c = task % chunks;
-    if (c < block.chunks()) LaneAttention(block).run_chunk(c, parts[task]);
+  std::size_t heads = kv_heads;
+  const auto tasks = [&] { return blocks.size() / kv_heads * chunks * ((kv_heads + heads - 1) / heads); };
+  while (heads > 1 && tasks() < 4 * pool.size()) heads = (heads + 1) / 2;
+  const std::size_t tasks_a_chunk = (kv_heads + heads - 1) / heads;
+
+  std::vector<LaneMemory> parts(blocks.size() * chunks);  // [queries][chunk][key head]
+  pool.run(tasks(), [&](std::size_t task) {
+    const std::size_t head = task % tasks_a_chunk * heads;
+    const std::size_t c = task / tasks_a_chunk % chunks;
+    const std::size_t queries = task / tasks_a_chunk / chunks;
+    const auto own = blocks.subspan(queries * kv_heads + head, std::min(heads, kv_heads - head));
+    if (c >= own.front().chunks()) return;
+    LaneAttention::run_chunk(own, c,
+                             std::span(parts).subspan((queries * chunks + c) * kv_heads + head, own.size()));
   });
   pool.run(blocks.size(), [&](std::size_t i) {
-    const auto own = std::span(parts).subspan(i * chunks, blocks[i].chunks());
-    LaneAttention(blocks[i]).finish(own);
+    LaneMemory* const first = &parts[i / kv_heads * chunks * kv_heads + i % kv_heads];
+    LaneAttention(blocks[i]).finish(first, kv_heads);
   });
 }
 
