@@ -159,38 +159,45 @@ class LaneAttention {
             std::size_t part_end, std::size_t row, std::size_t count) {
     const std::size_t first_lanes = row / 16;
     const std::size_t end_lanes = (row + count + 15) / 16;
-    load(tile, end_lanes - first_lanes);
     for (std::size_t i = first_lanes; i < end_lanes; ++i) {
       std::fill_n(to[i].first, 16, 0);
       std::fill_n(to[i].last, 16, 0);
       // Nobody reads what lanes without a row sum up; that they see all keys saves the masks.
       std::fill(to[i].last + to[i].used, to[i].last + 16, static_cast<std::int32_t>(kKeyTile));
     }
+    std::uint32_t keys = 0;
     block_.for_each_query(part_begin, part_end, row, [&](const Part& part, std::size_t n, std::size_t at) {
       const auto [first, last] = block_.seen(tile, part.first_position() + n);
+      keys = std::max(keys, last);
       for (std::size_t r = at; r < at + block_.heads(); ++r) {
         to[r / 16].first[r % 16] = static_cast<std::int32_t>(first);
         to[r / 16].last[r % 16] = static_cast<std::int32_t>(std::max(first, last));
       }
     });
-    for (std::size_t i = first_lanes; i < end_lanes; ++i) step(packed, to[i], tile, i);
+    load(tile, keys, end_lanes - first_lanes);
+    for (std::size_t i = first_lanes; i < end_lanes; ++i) step(packed, to[i], tile, keys, i);
   }
 
-  void load(const KeyTile& tile, std::size_t lanes) {
-    if (tile.runs.size() == 1 && tile.count == kKeyTile) {
+  /// The tile's first `count` keys, as many as are seen: those behind them may not have been written yet, and
+  /// even a weight of 0 makes a NaN of what lies there by chance.
+  void load(const KeyTile& tile, std::uint32_t count, std::size_t lanes) {
+    if (tile.runs.size() == 1 && count == kKeyTile) {
       // Keys that few rows meet are not worth copying; more rows want them close together.
       return kernels_.load_whole(block_.keys(tile.runs.front()), head_dim(), lanes <= 2, space_.tile);
     }
     std::size_t begin = 0;
-    for (const KeyRun& run : tile.runs) {
+    for (KeyRun run : tile.runs) {
+      if (begin >= count) break;
+      run.count = std::min(run.count, static_cast<std::uint32_t>(count - begin));
       kernels_.load(block_.keys(run), head_dim(), begin, space_.tile);
       begin += run.count;
     }
-    kernels_.finish(space_.tile, tile.count, head_dim());
+    kernels_.finish(space_.tile, count, head_dim());
   }
 
-  void step(const LaneMemory& packed, cpu::QueryLanes& state, const KeyTile& tile, std::size_t lanes) {
-    const auto keys = static_cast<std::int32_t>(cpu::padded(tile.count, 32));
+  void step(const LaneMemory& packed, cpu::QueryLanes& state, const KeyTile& tile, std::uint32_t count,
+            std::size_t lanes) {
+    const auto keys = static_cast<std::int32_t>(cpu::padded(count, 32));
     bool masked = false;
     bool any = false;
     for (std::size_t lane = 0; lane < state.used; ++lane) {
@@ -199,13 +206,15 @@ class LaneAttention {
     }
     if (!any) return;
     score(packed, tile, lanes, static_cast<std::size_t>(keys));
-    kernels_.step(state, space_.tile, tile.count, head_dim(), block_.shape.scale, masked, space_.scores);
+    kernels_.step(state, space_.tile, count, head_dim(), block_.shape.scale, masked, space_.scores);
   }
 
   /// Scores of the tile's keys, those of each rotation with the queries' form for it.
   void score(const LaneMemory& packed, const KeyTile& tile, std::size_t lanes, std::size_t keys) {
     bool first_origin = true;
-    block_.for_each_origin(tile, [&](std::size_t origin, std::size_t first, std::size_t last) {
+    block_.for_each_origin(tile, [&](std::size_t origin, std::size_t first, std::size_t end) {
+      const std::size_t last = std::min(end, keys);
+      if (first >= last) return;
       std::size_t i = 0;
       while (block_.q[i].origin != origin) ++i;
       if (first_origin) {
