@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import ctranslate2
@@ -39,10 +39,10 @@ class CTranslate2(Engine):
         return np.array(view)[0, -1].astype(np.float32)
 
 
-def load(setup: Setup, format: str) -> Engine:
+def prepare(setup: Setup, format: str) -> Callable[[], Engine]:
     def write(folder: Path) -> None:
         converter = ctranslate2.converters.TransformersConverter(str(setup.checkpoint))
         converter.convert(str(folder / "model"), quantization=format)
 
     folder = written_once(setup.cache / f"ctranslate2-{format}", write) / "model"
-    return CTranslate2(folder, setup.threads, format)
+    return lambda: CTranslate2(folder, setup.threads, format)

@@ -28,6 +28,8 @@ class Setup:
     shape: Shape
     checkpoint: Path
     threads: int
+    context: int = 2304
+    """Tokens that a sequence may hold: the longest measured prompt and what follows it."""
 
     @property
     def cache(self) -> Path:
@@ -53,8 +55,20 @@ class Engine:
         """Reads the trunk that `question` and `branches` stand on."""
         raise NotImplementedError
 
+    def save_trunk(self, tokens: Sequence[int], file: str) -> None:
+        """Reads `tokens` and writes to `file` what `open_trunk` needs."""
+        raise NotImplementedError
+
+    def open_trunk(self, file: str) -> float:
+        """Seconds to have the trunk of `save_trunk` back, as a process does that never read it."""
+        raise NotImplementedError
+
     def question(self, tokens: Sequence[int]) -> float:
         """Seconds from the trunk in memory through `tokens` to the logits of the next; the trunk stays."""
+        raise NotImplementedError
+
+    def question_logits(self, tokens: Sequence[int]) -> np.ndarray:
+        """Of the token after the trunk and `tokens`, f32 [vocabulary]; the trunk stays."""
         raise NotImplementedError
 
     def branches(self, tokens: Sequence[int]) -> float:
@@ -79,12 +93,13 @@ class Contestant:
     def name(self) -> str:
         return f"{self.engine} {self.format}"
 
-    def load(self, setup: Setup) -> Engine:
+    def load(self, setup: Setup) -> tuple[float, Engine]:
+        """The loaded engine and how many seconds that took, without imports and conversions."""
         module = importlib.import_module(f"peers.{self.module}")
-        return module.load(setup, self.format)
+        return timed(module.prepare(setup, self.format))
 
 
-_ALL = ("prefill", "decode", "keep_trunk", "question")
+_ALL = ("prefill", "decode", "keep_trunk", "question", "open_trunk")
 CONTESTANTS = [
     Contestant("modicum", "bf16", "modicum_engine", (*_ALL, "branches")),
     Contestant("modicum", "int8", "modicum_engine"),

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import gguf
@@ -15,7 +15,6 @@ from safetensors import safe_open
 from peers.engine import Engine, Setup, UnavailableError, timed
 from peers.shapes import Shape, written_once
 
-CONTEXT = 2304  # the longest measured prompt and what follows it
 TYPES = {"q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0, "q4_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0}
 NAMES = {
     "model.embed_tokens": "token_embd",
@@ -35,14 +34,15 @@ NAMES = {
 class Context:
     """A context that holds one sequence."""
 
-    def __init__(self, model: llama_cpp.llama_model_p, threads: int, vocabulary: int) -> None:
+    def __init__(self, model: llama_cpp.llama_model_p, setup: Setup) -> None:
         options = llama_cpp.llama_context_default_params()
-        options.n_ctx, options.n_threads, options.n_threads_batch = CONTEXT, threads, threads
+        options.n_ctx = setup.context
+        options.n_threads = options.n_threads_batch = setup.threads
         self.handle = llama_cpp.llama_init_from_model(model, options)
         if not self.handle:
             raise UnavailableError("llama.cpp made no context")
         self.memory = llama_cpp.llama_get_memory(self.handle)
-        self.vocabulary = vocabulary
+        self.vocabulary = setup.shape.vocab_size
         self.batch = options.n_batch
 
     def clear(self) -> None:
@@ -74,7 +74,7 @@ class LlamaCpp(Engine):
         self.trunk_length = 0
 
     def _context(self) -> Context:
-        return Context(self.model, self.setup.threads, self.setup.shape.vocab_size)
+        return Context(self.model, self.setup)
 
     def prefill(self, tokens: Sequence[int]) -> float:
         self.context.clear()
@@ -95,13 +95,40 @@ class LlamaCpp(Engine):
         self.trunk_length = len(tokens)
         return timed(lambda: trunk.read(tokens))[0]
 
+    def save_trunk(self, tokens: Sequence[int], file: str) -> None:
+        self.context.clear()
+        self.context.read(tokens)
+        ids = (llama_cpp.llama_token * len(tokens))(*tokens)
+        if not llama_cpp.llama_state_seq_save_file(self.context.handle, file.encode(), 0, ids, len(ids)):
+            raise RuntimeError("llama_state_seq_save_file failed")
+
+    def open_trunk(self, file: str) -> float:
+        # Into the context that was made with the model, as its server does.
+        self.trunk = self.context
+        ids, count = (llama_cpp.llama_token * self.setup.context)(), ctypes.c_size_t()
+        arguments = (self.trunk.handle, file.encode(), 0, ids, len(ids), ctypes.byref(count))
+        seconds, size = timed(lambda: llama_cpp.llama_state_seq_load_file(*arguments))
+        if not size:
+            raise RuntimeError("llama_state_seq_load_file failed")
+        self.trunk_length = count.value
+        return seconds
+
+    def _drop_question(self, trunk: Context) -> None:
+        if not llama_cpp.llama_memory_seq_rm(trunk.memory, 0, self.trunk_length, -1):
+            raise RuntimeError("llama_memory_seq_rm failed")
+
     def question(self, tokens: Sequence[int]) -> float:
         assert self.trunk is not None
         trunk = self.trunk
         seconds = timed(lambda: trunk.read(tokens))[0]
-        if not llama_cpp.llama_memory_seq_rm(trunk.memory, 0, self.trunk_length, -1):
-            raise RuntimeError("llama_memory_seq_rm failed")
+        self._drop_question(trunk)
         return seconds
+
+    def question_logits(self, tokens: Sequence[int]) -> np.ndarray:
+        assert self.trunk is not None
+        values = self.trunk.read(tokens).copy()
+        self._drop_question(self.trunk)
+        return values
 
     def logits(self, tokens: Sequence[int]) -> np.ndarray:
         self.context.clear()
@@ -182,5 +209,6 @@ def converted(setup: Setup, format: str) -> Path:
     return written_once(setup.cache / f"gguf-{format.replace(' ', '-')}", quantise) / "model.gguf"
 
 
-def load(setup: Setup, format: str) -> Engine:
-    return LlamaCpp(converted(setup, format), setup)
+def prepare(setup: Setup, format: str) -> Callable[[], Engine]:
+    file = converted(setup, format)
+    return lambda: LlamaCpp(file, setup)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,16 @@ class Modicum(Engine):
     def question(self, tokens: Sequence[int]) -> float:
         return timed(lambda: self.trunk.extend(tokens).logits())[0]
 
+    def open_trunk(self, file: str) -> float:
+        # The tokenizer comes with the model. The peers are measured without one.
+        _ = self.model.tokenizer
+        seconds, knowledge = timed(lambda: mo.cag.open(file, self.model))
+        self.trunk = knowledge.branch()
+        return seconds
+
+    def question_logits(self, tokens: Sequence[int]) -> np.ndarray:
+        return self.trunk.extend(tokens).logits()
+
     def branches(self, tokens: Sequence[int]) -> float:
         leaves = mo.extend([(self.trunk, [token]) for token in tokens])
         return timed(lambda: step(leaves, tokens))[0]
@@ -71,5 +81,6 @@ def quantised(setup: Setup, format: str) -> Path:
     return written_once(setup.cache / f"modicum-{format.replace(' ', '-')}", write) / "model"
 
 
-def load(setup: Setup, format: str) -> Engine:
-    return Modicum(quantised(setup, format) if format.startswith("int") else setup.checkpoint, setup.threads)
+def prepare(setup: Setup, format: str) -> Callable[[], Engine]:
+    folder = quantised(setup, format) if format.startswith("int") else setup.checkpoint
+    return lambda: Modicum(folder, setup.threads)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +42,7 @@ class OpenVino(Engine):
         return self.generate(prompt, len(tokens) + 1) - self.generate(prompt[::-1], 1)
 
 
-def load(setup: Setup, format: str) -> Engine:
+def prepare(setup: Setup, format: str) -> Callable[[], Engine]:
     def write(folder: Path) -> None:
         options = ["--task", "text-generation-with-past", "--weight-format", format]
         if format == "int4":
@@ -53,4 +53,4 @@ def load(setup: Setup, format: str) -> Engine:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
     folder = written_once(setup.cache / f"openvino-{format}", write) / "model"
-    return OpenVino(folder, setup.threads)
+    return lambda: OpenVino(folder, setup.threads)

@@ -5,8 +5,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Protocol, TypeVar
 
-from peers.worker import Worker, machine_cpu_seconds
+from peers.worker import machine_cpu_seconds
+
+T = TypeVar("T")
+
+
+class Watched(Protocol):
+    foreign: float
+    """CPU seconds that others took during the last measurement."""
+
 
 SETTLE = 0.3  # seconds: idle threads of some OpenMP libraries spin for 0.2 s after their work
 SHARE = 0.08  # of one processor that others may take
@@ -23,7 +32,7 @@ def wait(patience: float) -> None:
             return
 
 
-def undisturbed(measure: Callable[[int], float], worker: Worker, patience: float, tries: int) -> float:
+def undisturbed(measure: Callable[[int], T], worker: Watched, patience: float, tries: int) -> T:
     """The first of some measurements in which others took little, else the one in which they took least.
 
     `measure` is given the number of the try: an engine that keeps prompts (OpenVINO GenAI does) must not see
@@ -38,4 +47,4 @@ def undisturbed(measure: Callable[[int], float], worker: Worker, patience: float
         measured.append((worker.foreign / seconds, value))
         if worker.foreign < SHARE * seconds + TICK:
             return value
-    return min(measured)[1]
+    return min(measured, key=lambda pair: pair[0])[1]

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
 import transformers
 
@@ -14,10 +16,10 @@ from peers.engine import Engine, Setup, timed
 
 
 class Transformers(Engine):
-    def __init__(self, setup: Setup) -> None:
-        torch.set_num_threads(setup.threads)
+    def __init__(self, folder: Path, threads: int) -> None:
+        torch.set_num_threads(threads)
         load = transformers.AutoModelForCausalLM.from_pretrained
-        self.model = load(setup.checkpoint, dtype=torch.bfloat16).eval()
+        self.model = load(folder, dtype=torch.bfloat16).eval()
         self.trunk: Any = None
 
     @torch.inference_mode()
@@ -42,6 +44,27 @@ class Transformers(Engine):
         self.trunk = output.past_key_values
         return seconds
 
+    def save_trunk(self, tokens: Sequence[int], file: str) -> None:
+        layers = self.step(tokens, None).past_key_values.layers
+        arrays = {f"{i}.k": layer.keys.contiguous() for i, layer in enumerate(layers)}
+        arrays |= {f"{i}.v": layer.values.contiguous() for i, layer in enumerate(layers)}
+        safetensors.torch.save_file(arrays, file)
+
+    @torch.inference_mode()
+    def open_trunk(self, file: str) -> float:
+        def restore() -> transformers.DynamicCache:
+            arrays = safetensors.torch.load_file(file)
+            layers = range(len(arrays) // 2)
+            return transformers.DynamicCache([(arrays[f"{i}.k"], arrays[f"{i}.v"]) for i in layers])
+
+        seconds, self.trunk = timed(restore)
+        return seconds
+
+    def question_logits(self, tokens: Sequence[int]) -> np.ndarray:
+        values = self.step(tokens, self.trunk).logits[0, -1].float().numpy()
+        self.trunk.crop(-len(tokens))
+        return values
+
     def question(self, tokens: Sequence[int]) -> float:
         seconds = timed(lambda: self.step(tokens, self.trunk))[0]
         self.trunk.crop(-len(tokens))
@@ -51,5 +74,5 @@ class Transformers(Engine):
         return self.step(tokens, None).logits[0, -1].float().numpy()
 
 
-def load(setup: Setup, format: str) -> Engine:
-    return Transformers(setup)
+def prepare(setup: Setup, format: str) -> Callable[[], Engine]:
+    return lambda: Transformers(setup.checkpoint, setup.threads)

@@ -17,12 +17,20 @@ from peers.shapes import SHAPES, checkpoint
 class Worker:
     """The parent's end."""
 
-    def __init__(self, contestant: Contestant, shape: str, cache: Path, threads: int) -> None:
+    def __init__(
+        self,
+        contestant: Contestant,
+        shape: str,
+        cache: Path,
+        threads: int,
+        context: int = Setup.context,
+    ) -> None:
         self.contestant = contestant
         self.busy_cpu = 0.0
         self.foreign = 0.0
         """CPU seconds that everybody else took, or the host withheld, during the last call."""
-        command = [sys.executable, "-m", "peers.worker", contestant.name, shape, str(cache), str(threads)]
+        arguments = [contestant.name, shape, str(cache), str(threads), str(context)]
+        command = [sys.executable, "-m", "peers.worker", *arguments]
         self.process = subprocess.Popen(
             command,
             cwd=Path(__file__).parents[1],
@@ -31,7 +39,7 @@ class Worker:
             stderr=sys.stderr if os.environ.get("MODICUM_VERBOSE") else subprocess.DEVNULL,
             text=True,
         )
-        self._answer()
+        self.load_seconds: float = self._answer()
         self.loaded_cpu = self.cpu_seconds()
 
     def call(self, method: str, *arguments: Any) -> Any:
@@ -89,7 +97,7 @@ def machine_cpu_seconds() -> float:
     return (user + nice + system + irq + soft + steal) / os.sysconf("SC_CLK_TCK")
 
 
-def load(contestant: Contestant, setup: Setup) -> Any:
+def load(contestant: Contestant, setup: Setup) -> tuple[float, Any]:
     try:
         return contestant.load(setup)
     except ImportError as error:
@@ -99,7 +107,7 @@ def load(contestant: Contestant, setup: Setup) -> Any:
 
 
 def main() -> None:
-    name, shape, cache, threads = sys.argv[1:]
+    name, shape, cache, threads, context = sys.argv[1:]
     results = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints must not become a result
 
@@ -108,16 +116,16 @@ def main() -> None:
 
     try:
         contestant = next(c for c in CONTESTANTS if c.name == name)
-        setup = Setup(SHAPES[shape], checkpoint(Path(cache), SHAPES[shape]), int(threads))
-        engine = load(contestant, setup)
+        weights = checkpoint(Path(cache), SHAPES[shape])
+        seconds, engine = load(contestant, Setup(SHAPES[shape], weights, int(threads), int(context)))
     except UnavailableError as error:
         answer(unavailable=str(error))
         return
-    answer(result="ready")
+    answer(result=seconds)
     for line in sys.stdin:
         method, arguments = json.loads(line)
         result = getattr(engine, method)(*arguments)
-        answer(result=result.tolist() if method == "logits" else result)
+        answer(result=result.tolist() if method.endswith("logits") else result)
 
 
 if __name__ == "__main__":
