@@ -27,8 +27,9 @@ from typing import Any, BinaryIO
 OUT_OF_MEMORY = 12  # status, as ENOMEM
 # Real pages nest some dozens deep; markdownify recurses, and each level takes three frames.
 RECURSION_LIMIT = 3000
-# Of a table cell; beyond it a span is a mistake or an attack.
+# Beyond these a span of a table cell is a mistake or an attack.
 LARGEST_SPAN = 100
+LARGEST_WIDTH = 200
 # The container in which an encrypted DOCX lies, and every .doc.
 OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 
@@ -64,35 +65,30 @@ def normalise(text: str) -> str:
 def decode_html(data: bytes) -> str:
     """Text by the byte order mark, by the encoding that the page declares, or as UTF-8; never by a guess.
 
-    As browsers do (WHATWG Encoding), "iso-8859-1" and "ascii" are read as windows-1252, and a UTF-16 that is
-    declared in bytes readable as ASCII is UTF-8.
+    Names of encodings mean what they mean to browsers (WHATWG Encoding): "iso-8859-1" is windows-1252, and a
+    UTF-16 that is declared in bytes readable as ASCII is UTF-8.
     """
+    import webencodings
     from bs4.dammit import EncodingDetector
 
-    marks = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
-    encoding = next((name for mark, name in marks.items() if data.startswith(mark)), None)
-    if encoding is None:
+    marks = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16le", codecs.BOM_UTF16_BE: "utf-16be"}
+    mark = next((mark for mark in marks if data.startswith(mark)), None)
+    if mark is not None:
+        label = marks[mark]
+    else:
         label = EncodingDetector.find_declared_encoding(data, is_html=True) or "utf-8"
-        try:
-            encoding = codecs.lookup(label).name
-        except LookupError:
-            raise RefusedError(
-                "Unsupported", "a known encoding", f"declared encoding '{label[:40]}'", "save it as UTF-8"
-            ) from None
-        if encoding in ("iso8859-1", "ascii"):
-            encoding = "cp1252"
-        elif encoding.startswith("utf-16"):
-            encoding = "utf-8"
+        label = "utf-8" if label.lower().startswith("utf-16") else label
+    encoding = webencodings.lookup(label)
+    if encoding is None:
+        got = f"declared encoding '{label[:40]}'"
+        raise RefusedError("Unsupported", "a known encoding", got, "save it as UTF-8")
     try:
-        return data.decode(encoding)
+        text: str = encoding.codec_info.decode(data, "strict")[0]
+        return text
     except UnicodeDecodeError as error:
         got = f"byte {data[error.start]} at offset {error.start}"
-        expected = "UTF-8 text" if encoding == "utf-8" else f"text in {encoding}"
+        expected = "UTF-8 text" if encoding.name == "utf-8" else f"text in {encoding.name}"
         raise RefusedError("FormatError", expected, got, "save it as UTF-8") from None
-    except LookupError:  # a codec, but not of text
-        raise RefusedError(
-            "Unsupported", "a known encoding", f"declared encoding '{encoding}'", "save it as UTF-8"
-        ) from None
 
 
 @functools.cache
@@ -153,6 +149,8 @@ def _fill_spans(table: Any) -> None:
             elif own:
                 cell = own.pop()
                 rows_left, width = _span(cell, "rowspan"), _span(cell, "colspan")
+                if len(placed) + width > LARGEST_WIDTH:
+                    rows_left = width = 1
             else:  # the row is shorter than where the next cell from above hangs
                 cell, rows_left = _empty_cell(), 1
             for _ in range(width):
@@ -175,9 +173,12 @@ def _empty_cell() -> Any:
 
 def html_to_text(text: str) -> str:
     """Markdown of a page; its title as a heading where it has no <h1>."""
+    import html5lib  # noqa: F401 — without it bs4 would only say that it knows no such parser
     from bs4 import BeautifulSoup
 
-    soup = BeautifulSoup(text, "html.parser")
+    # Not Python's own parser, which knows nothing of end tags that may be left out: <p>, <li> and <td> would
+    # lie in one another.
+    soup = BeautifulSoup(text, "html5lib")
     title = " ".join(soup.title.get_text().split()) if soup.title is not None else ""
     for tag in soup(HIDDEN_TAGS):
         tag.decompose()
@@ -241,6 +242,7 @@ def read_pdf(data: bytes, max_bytes: int) -> list[str]:
     return pages
 
 
+KINDS = {".html": "an HTML", ".htm": "an HTML", ".docx": "a DOCX", ".pdf": "a PDF"}
 READERS: dict[str, Callable[[bytes, int], list[str]]] = {
     ".html": read_html,
     ".htm": read_html,
@@ -257,7 +259,7 @@ def _too_large(size: int, max_bytes: int, what: str) -> RefusedError:
 
 def convert(suffix: str, data: bytes, max_bytes: int) -> dict[str, Any]:
     """Text of a file and the byte offsets of its pages, a blank line between them; or why there is none."""
-    name = suffix[1:].upper()
+    kind = KINDS[suffix]
     try:
         parts = READERS[suffix](data, max_bytes)
         text = "\n".join(part for part in parts if part)
@@ -273,15 +275,15 @@ def convert(suffix: str, data: bytes, max_bytes: int) -> dict[str, Any]:
         return refused.answer
     except ImportError as error:
         todo = "pip install modicum[documents]"
-        return RefusedError("Unsupported", f"a converter for {name}", f"no {error.name}", todo).answer
+        return RefusedError("Unsupported", f"a converter of {kind} file", f"no {error.name}", todo).answer
     except MemoryError:
         os._exit(OUT_OF_MEMORY)  # anything else would need memory
     except RecursionError:
         got = "one nested too deeply"
-        return RefusedError("FormatError", f"a {name} file", got, "save it as text").answer
+        return RefusedError("FormatError", f"{kind} file", got, "save it as text").answer
     except Exception as error:  # converters raise whatever a broken file leads them to
         got = f"a broken one ({_told(error)})"
-        return RefusedError("FormatError", f"a {name} file", got, "save it anew from its program").answer
+        return RefusedError("FormatError", f"{kind} file", got, "save it anew from its program").answer
     if not text:
         return RefusedError("InvalidArgument", "some text", "an empty document", "leave it out").answer
     return {"text": text, "pages": offsets if suffix == ".pdf" else []}

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modicum._converters import OUT_OF_MEMORY
+from modicum._converters import KINDS, OUT_OF_MEMORY
 from modicum._core import Cancelled, Error, FormatError, InvalidArgument, IoError, Unsupported
 from modicum.model import Progress
 
@@ -231,6 +231,9 @@ def _read(file: _File, volatile: bool, max_bytes: int, converter: _Converter) ->
         file.name.encode()
     except UnicodeEncodeError:
         return refused(FormatError, "a name in UTF-8", "other bytes", "rename it")
+    if any(ord(c) < 32 for c in file.name):
+        # The name stands on a line of its own before the text.
+        return refused(FormatError, "a name on one line", "control characters", "rename it")
     try:
         data = _bytes_of(file.source, max_bytes)
     except OSError as error:
@@ -316,18 +319,18 @@ class _Converter:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(5)  # for the status that it ends with by itself
         self._end()
-        return self._what_ended(suffix[1:].upper(), late.is_set(), process.returncode)
+        return self._what_ended(KINDS[suffix], late.is_set(), process.returncode)
 
-    def _what_ended(self, name: str, late: bool, status: int) -> dict[str, Any]:
+    def _what_ended(self, kind: str, late: bool, status: int) -> dict[str, Any]:
         if late:
-            expected = f"{name} that is converted in {self._timeout:g} s"
+            expected = f"{kind} file that is converted in {self._timeout:g} s"
             got, todo = "one that takes longer", "split it, or raise timeout"
             return {"error": "Unsupported", "expected": expected, "got": got, "todo": todo}
         if status == OUT_OF_MEMORY:
-            expected = f"{name} that is converted in {self._memory >> 20} MiB of memory"
+            expected = f"{kind} file that is converted in {self._memory >> 20} MiB of memory"
             return {"error": "Unsupported", "expected": expected, "got": "a larger one", "todo": "split it"}
         got = f"one that ended the converter (status {status})"
-        return {"error": "FormatError", "expected": f"a {name} file", "got": got, "todo": "save it as text"}
+        return {"error": "FormatError", "expected": f"{kind} file", "got": got, "todo": "save it as text"}
 
     def _start(self) -> subprocess.Popen[bytes]:
         # The script is not run by its path, which would let modules beside it stand before the library's.

@@ -19,7 +19,7 @@ from knowledge.corpora import CORPORA, Knowledge, Question, of_size
 from knowledge.measure import Outcome, Settings, measure
 from knowledge.retrieval import Bm25, Chunk, as_documents, chunks
 from knowledge.scores import exact_match, f1
-from knowledge.tables import discordant, pays, retrieval_wins, size_table
+from knowledge.tables import chance, discordant, pays, retrieval_wins, size_table
 
 
 def words(text: str) -> int:
@@ -100,6 +100,12 @@ def test_the_cache_pays_when_it_has_cost_less_in_all(build: float, seconds: floa
 
 def test_discordant_counts_who_alone_was_right():
     assert discordant(outcome(0, 1, "1100"), outcome(0, 1, "1011")) == (2, 1)
+
+
+def test_chance_is_the_sign_tests():
+    expected = {(1, 0): 1.0, (6, 2): 0.2890625, (10, 0): 2 / 1024, (3, 3): 1.0, (0, 5): 0.0625}
+    for (gained, lost), p in expected.items():
+        assert chance(gained, lost) == pytest.approx(p)
 
 
 @pytest.fixture(scope="module")

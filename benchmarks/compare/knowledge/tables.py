@@ -33,6 +33,13 @@ def discordant(cached: Outcome, other: Outcome) -> tuple[int, int]:
     )
 
 
+def chance(gained: int, lost: int) -> float:
+    """Of so unequal a split of questions that only one arm answers, were both equally good: the sign test."""
+    n = gained + lost
+    tail = sum(math.comb(n, i) for i in range(min(gained, lost) + 1)) / 2**n
+    return min(1.0, 2 * tail)
+
+
 def size_table(result: SizeResult, quality: bool) -> str:
     """One line for each arm; scores only where the model can answer."""
     head = ["arm", "sees what it needs"]
@@ -89,6 +96,11 @@ def _line(cells: list[str]) -> str:
 def retrieval_wins(results: list[SizeResult], quality: bool) -> str:
     """What retrieval does better than the cache, by size."""
     lines = ["**Where retrieval wins**", ""]
+    if quality:
+        lines = [
+            "**Where retrieval wins** (p: how often chance alone would split the questions so unequally)",
+            "",
+        ]
     for result in results:
         cached = result.outcomes[Cached.name]
         others = {
@@ -115,7 +127,8 @@ def _wins(cached: Outcome, others: dict[str, Outcome], quality: bool) -> list[st
         for name, outcome in others.items():
             theirs, lost = discordant(cached, outcome)
             if theirs > lost:
-                better.append(f"{name} {statistics.mean(outcome.exact):.3f} ({theirs} gained, {lost} lost)")
+                share = statistics.mean(outcome.exact)
+                better.append(f"{name} {share:.3f} (+{theirs} −{lost}, p = {chance(theirs, lost):.2g})")
         if better:
             found.append(f"more exact than {statistics.mean(cached.exact):.3f}: {', '.join(better)}")
     smaller = [name for name, outcome in others.items() if median(outcome.bytes) < median(cached.bytes)]
