@@ -18,6 +18,7 @@ from modicum.knowledge import Knowledge, Session
 from modicum.model import Model, Progress
 
 if TYPE_CHECKING:
+    import numpy as np
     import transformers
 
 __all__ = [
@@ -358,19 +359,22 @@ def adopt(
     model: Model,
     sources: Sources,
     path: str | Path,
-    cache: transformers.DynamicCache,
+    cache: transformers.DynamicCache | tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]],
     *,
     instruction: str = INSTRUCTION,
     format: PromptFormat | None = None,
+    kv: str = "wide",
+    max_kl: float = 0.01,
 ) -> Knowledge:
     """Writes a cache from keys and values that transformers computed for :func:`prompt_ids`.
 
     They must come from the same weights in the same dtype; ``verify(path, model, deep=True)`` checks it.
+    `kv` and `max_kl` as of :func:`build`. `cache` may also be a pair of numpy arrays k, v [layers, tokens,
+    kv_heads, head_dim] of the model's dtype (bfloat16 as uint16), keys rotated to positions 0, 1, ….
     """
-    k, v = interop.from_dynamic_cache(cache)
-    core = _core.adopt_knowledge(
-        model._core, _to_core(_read(sources, ())), path, k, v, _joint_options(model, instruction, format)
-    )
+    k, v = cache if isinstance(cache, tuple) else interop.from_dynamic_cache(cache)
+    options = _joint_options(model, instruction, format, kv=kv, max_kl=max_kl)
+    core = _core.adopt_knowledge(model._core, _to_core(_read(sources, ())), path, k, v, options)
     return Knowledge(core, path, model)
 
 
@@ -463,14 +467,16 @@ def _options(
     )
 
 
-def _joint_options(model: Model, instruction: str, format: PromptFormat | None) -> _core.BuildOptions:
+def _joint_options(
+    model: Model, instruction: str, format: PromptFormat | None, *, kv: str = "wide", max_kl: float = 0.01
+) -> _core.BuildOptions:
     return _options(
         model,
         instruction,
         format,
         layout="joint",
-        kv="wide",
-        max_kl=0.0,
+        kv=kv,
+        max_kl=max_kl,
         overflow="error",
         reserve=64,
         segment_tokens=1024,

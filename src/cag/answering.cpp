@@ -14,6 +14,9 @@ namespace {
 /// Tokens of an answer whose attention is watched, beside the last of the question.
 constexpr std::size_t kWatchedTokens = 8;
 
+/// What an answer counts that is supported by most of its words, beside one that stands in the text.
+constexpr double kReworded = 0.5;
+
 double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
@@ -73,6 +76,8 @@ void support(const Model& model, const KnowledgeFile& file, const KvTree& tree, 
     const std::vector<float> mass = attention_on_documents(model, file, tree, turn, answer.ids);
     answer.citations = cite(file.prompt(), file.manifest().documents, turn.question, answer.text,
                             {mass, file.token_bytes()});
+    const auto literal = [](const Citation& citation) { return citation.literal; };
+    if (!std::ranges::all_of(answer.citations, literal)) answer.confidence *= kReworded;
     if (answer.citations.empty()) answer.confidence = 0;
   }
   answer.abstained = answer.confidence < options.abstain_below.value_or(file.manifest().abstain_below);

@@ -258,7 +258,8 @@ void bind_results(py::module_& m) {
       .def_property_readonly("finish_reason", [](const Answer& a) { return name(a.finish_reason); })
       .def_readonly(
           "confidence", &Answer::confidence,
-          "0 to 1: the geometric mean of the tokens' probabilities, 0 where no line supports the answer.")
+          "0 to 1: the geometric mean of the tokens' probabilities, half of it where the answer is cited by "
+          "most of its words only, 0 where no line supports it.")
       .def_readonly("abstained", &Answer::abstained,
                     "The confidence is below the threshold: the documents do not say.")
       .def_readonly("selected", &Answer::selected, "Documents attended to, where not all were.")

@@ -37,7 +37,7 @@ struct Answer {
   std::vector<float> log_probabilities;
   FinishReason finish_reason = FinishReason::length;
   /// How sure it is that the documents hold the answer, 0 to 1: the geometric mean of its tokens'
-  /// probabilities, and 0 where no line of the documents supports it.
+  /// probabilities, half of that where it is cited by most of its words only, and 0 where no line supports it.
   double confidence = 0;
   bool abstained = false;             ///< confidence below the threshold: the documents do not say
   std::vector<std::string> selected;  ///< documents attended to, where not all were
@@ -55,7 +55,7 @@ struct AskOptions {
 
 /// Where `Answer::confidence` separates answers that the documents hold from others on held-out questions of
 /// the bundled model (examples/demo); `cag calibrate` measures it for others.
-inline constexpr double kAbstainBelow = 0.5;
+inline constexpr double kAbstainBelow = 0.45;
 
 class Session;
 struct Trunk;
