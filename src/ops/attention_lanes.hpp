@@ -176,10 +176,15 @@ class LaneAttention {
     for (std::size_t i = first_lanes; i < end_lanes; ++i) step(packed, to[i], tile, i);
   }
 
+  static bool is_whole(const KeyTile& tile) { return tile.runs.size() == 1 && tile.count == kKeyTile; }
+
+  /// What the scores need. The values of a whole tile wait until the first scores are on their way.
   void load(const KeyTile& tile, std::size_t lanes) {
-    if (tile.runs.size() == 1 && tile.count == kKeyTile) {
+    if (is_whole(tile)) {
       // Keys that few rows meet are not worth copying; more rows want them close together.
-      return kernels_.load_whole(block_.keys(tile.runs.front()), head_dim(), lanes <= 2, space_.tile);
+      kernels_.place_keys(block_.keys(tile.runs.front()), head_dim(), lanes <= 2, space_.tile);
+      values_ = block_.keys(tile.runs.front());
+      return;
     }
     std::size_t begin = 0;
     for (const KeyRun& run : tile.runs) {
@@ -187,6 +192,13 @@ class LaneAttention {
       begin += run.count;
     }
     kernels_.finish(space_.tile, tile.count, head_dim());
+    space_.tile.next = {};
+    values_.count = 0;
+  }
+
+  void load_values() {
+    if (values_.count != 0) kernels_.place_values(values_, head_dim(), space_.tile);
+    values_.count = 0;
   }
 
   void step(const LaneMemory& packed, cpu::QueryLanes& state, const KeyTile& tile, std::size_t lanes) {
@@ -199,7 +211,9 @@ class LaneAttention {
     }
     if (!any) return;
     score(packed, tile, lanes, static_cast<std::size_t>(keys));
+    load_values();
     kernels_.step(state, space_.tile, tile.count, head_dim(), block_.shape.scale, masked, space_.scores);
+    space_.tile.next = {};
   }
 
   /// Scores of the tile's keys, those of each rotation with the queries' form for it.
@@ -247,6 +261,7 @@ class LaneAttention {
   const cpu::LaneKernels& kernels_;
   std::size_t lanes_;
   Workspace& space_;
+  cpu::KeyRows values_;  ///< of the tile, still to be loaded
 };
 
 }  // namespace modicum::ops
