@@ -186,7 +186,8 @@ void attention(benchmark::State& state, Heads heads, std::size_t groups, std::si
 
 Problem cached(benchmark::State& state, Heads heads) {
   const auto keys = static_cast<std::size_t>(state.range(0));
-  const std::size_t layers = kCacheBytes / (keys * heads.keys * kHeadDim * 2 * sizeof(bf16));
+  const std::size_t layers =
+      kCacheBytes / (keys * heads.keys * kHeadDim * 2 * sizeof(bf16));
   return {heads, 1, 1, keys, static_cast<int>(state.range(1)), layers};
 }
 

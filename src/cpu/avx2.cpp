@@ -36,6 +36,24 @@ struct V {
     const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
   }
+  static void transpose(F (&r)[width]) {
+    F a[8];
+    for (int i = 0; i < 8; i += 2) {
+      a[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+      a[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4) {
+      r[i] = _mm256_shuffle_ps(a[i], a[i + 2], 0x44);
+      r[i + 1] = _mm256_shuffle_ps(a[i], a[i + 2], 0xee);
+      r[i + 2] = _mm256_shuffle_ps(a[i + 1], a[i + 3], 0x44);
+      r[i + 3] = _mm256_shuffle_ps(a[i + 1], a[i + 3], 0xee);
+    }
+    for (int i = 0; i < 4; ++i) {
+      a[i] = _mm256_permute2f128_ps(r[i], r[4 + i], 0x20);
+      a[4 + i] = _mm256_permute2f128_ps(r[i], r[4 + i], 0x31);
+    }
+    for (int i = 0; i < 8; ++i) r[i] = a[i];
+  }
   static float fma1(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 };
 

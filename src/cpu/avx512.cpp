@@ -16,6 +16,8 @@ namespace modicum::cpu::avx512 {
 
 using ops::kKeyTile;
 
+#include "avx512.inc"
+
 struct V {
   using F = __m512;
   static constexpr std::size_t width = 16;
@@ -33,10 +35,15 @@ struct V {
   static void store(float* p, F v) { _mm512_storeu_ps(p, v); }
   static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
   static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+  static void transpose(F (&r)[width]) {
+    __m512i bits[width];
+    for (std::size_t i = 0; i < width; ++i) bits[i] = _mm512_castps_si512(r[i]);
+    avx512::transpose(bits);
+    for (std::size_t i = 0; i < width; ++i) r[i] = _mm512_castsi512_ps(bits[i]);
+  }
   static float fma1(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 };
 
-#include "avx512.inc"
 #include "generic.inc"
 // Builds on both.
 #include "dot_rows.inc"

@@ -109,12 +109,20 @@ struct LaneKeys {
   std::size_t next_block = 0;
 };
 
+/// Rows that will be needed next, wherever they are: they are only ever prefetched.
+struct RowsAhead {
+  std::uintptr_t first = 0;
+  std::size_t stride = 0;  ///< in bytes, as `bytes`, of which a row has none where there is nothing to fetch
+  std::size_t bytes = 0;
+};
+
 /// A tile of bf16 keys and values of one key head for kernels whose lanes are query rows.
 struct alignas(kAlignment) LaneTile {
   bf16 k[ops::kKeyTile * kMostHeadDim];      ///< [16 keys][32 of head_dim][16][32]
   bf16 v[ops::kKeyTile * kMostHeadDim];      ///< [key][head_dim], of tiles that are put together
   bf16 pairs[ops::kKeyTile * kMostHeadDim];  ///< values: [16 of head_dim][32 keys][16 pairs][16][2]
   LaneKeys keys;                             ///< in k, or where they lie
+  RowsAhead next;                            ///< keys that `step` may fetch
 };
 
 /// The running softmax of 16 query rows.
@@ -135,9 +143,11 @@ struct LaneKernels {
   void (*leave)();
   /// Fills keys [begin, begin + rows.count) of `tile`; `finish` makes a tile of `count` keys ready.
   void (*load)(const KeyRows& rows, std::size_t head_dim, std::size_t begin, LaneTile& tile);
-  /// Makes a tile ready that `rows` fill. With `in_place`, keys may stay where they lie.
-  void (*load_whole)(const KeyRows& rows, std::size_t head_dim, bool in_place, LaneTile& tile);
   void (*finish)(LaneTile& tile, std::size_t count, std::size_t head_dim);
+  /// Make ready a tile that `rows` fill: its keys, which with `in_place` may stay where they lie, and its
+  /// values.
+  void (*place_keys)(const KeyRows& rows, std::size_t head_dim, bool in_place, LaneTile& tile);
+  void (*place_values)(const KeyRows& rows, std::size_t head_dim, LaneTile& tile);
   /// Packs 16 rows (null: idle lanes) of f32 [head_dim] to bf16 [16 · head_dim].
   void (*pack)(const float* const* rows, std::size_t head_dim, bf16* to);
   /// s[key][lane] for blocks [first, last) of 16 keys; a tile has whole pairs of blocks.

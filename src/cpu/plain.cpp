@@ -26,6 +26,13 @@ struct V {
   static F load(const T* p) {
     return F{to_f32(p[0]), to_f32(p[1]), to_f32(p[2]), to_f32(p[3])};
   }
+  static F load(const bf16* p) {
+    typedef std::uint16_t Half __attribute__((vector_size(8)));
+    typedef std::uint32_t Bits __attribute__((vector_size(16)));
+    Half half;
+    std::memcpy(&half, p, sizeof half);
+    return (F)(__builtin_convertvector(half, Bits) << 16);
+  }
   static void store(float* p, F v) { std::memcpy(p, &v, sizeof v); }
   static F fma(F a, F b, F c) { return a * b + c; }
   static F mul(F a, F b) { return a * b; }

@@ -178,12 +178,15 @@ class LaneAttention {
     for (std::size_t i = first_lanes; i < end_lanes; ++i) step(packed, to[i], tile, keys, i);
   }
 
-  /// The tile's first `count` keys, as many as are seen: those behind them may not have been written yet, and
-  /// even a weight of 0 makes a NaN of what lies there by chance.
+  /// What the scores need of the tile's first `count` keys, as many as are seen: those behind them may not
+  /// have been written yet, and even a weight of 0 makes a NaN of what lies there by chance. The values of a
+  /// whole tile wait until the first scores are on their way.
   void load(const KeyTile& tile, std::uint32_t count, std::size_t lanes) {
     if (tile.runs.size() == 1 && count == kKeyTile) {
       // Keys that few rows meet are not worth copying; more rows want them close together.
-      return kernels_.load_whole(block_.keys(tile.runs.front()), head_dim(), lanes <= 2, space_.tile);
+      kernels_.place_keys(block_.keys(tile.runs.front()), head_dim(), lanes <= 2, space_.tile);
+      values_ = block_.keys(tile.runs.front());
+      return;
     }
     std::size_t begin = 0;
     for (KeyRun run : tile.runs) {
@@ -193,6 +196,13 @@ class LaneAttention {
       begin += run.count;
     }
     kernels_.finish(space_.tile, count, head_dim());
+    space_.tile.next = {};
+    values_.count = 0;
+  }
+
+  void load_values() {
+    if (values_.count != 0) kernels_.place_values(values_, head_dim(), space_.tile);
+    values_.count = 0;
   }
 
   void step(const LaneMemory& packed, cpu::QueryLanes& state, const KeyTile& tile, std::uint32_t count,
@@ -206,7 +216,9 @@ class LaneAttention {
     }
     if (!any) return;
     score(packed, tile, lanes, static_cast<std::size_t>(keys));
+    load_values();
     kernels_.step(state, space_.tile, count, head_dim(), block_.shape.scale, masked, space_.scores);
+    space_.tile.next = {};
   }
 
   /// Scores of the tile's keys, those of each rotation with the queries' form for it.
@@ -256,6 +268,7 @@ class LaneAttention {
   const cpu::LaneKernels& kernels_;
   std::size_t lanes_;
   Workspace& space_;
+  cpu::KeyRows values_;  ///< of the tile, still to be loaded
 };
 
 }  // namespace modicum::ops
