@@ -8,7 +8,7 @@
 
 from importlib import metadata as _metadata
 
-from modicum import bench, cag, decode, retrofit
+from modicum import bench, cag, decode, documents, interop, retrofit
 from modicum._core import (
     Branch,
     Cancelled,
@@ -66,7 +66,9 @@ __all__ = [
     "bench",
     "cag",
     "decode",
+    "documents",
     "extend",
+    "interop",
     "load",
     "logits",
     "machine_limits",

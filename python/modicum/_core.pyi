@@ -7,7 +7,7 @@ import numpy
 import numpy.typing
 import os
 import typing
-__all__: list[str] = ['Answer', 'BeamHypothesis', 'Branch', 'Cancelled', 'Citation', 'ContextOverflow', 'Corrupt', 'Cost', 'DeviceError', 'Error', 'FingerprintMismatch', 'FormatError', 'GenerateResult', 'InvalidArgument', 'IoError', 'Knowledge', 'MachineLimits', 'Model', 'ModelConfig', 'OutOfMemory', 'StreamDecoder', 'Tokenizer', 'Unsupported', 'active_isa', 'beam', 'build_knowledge', 'extend', 'generate', 'inspect_knowledge', 'logits', 'machine_limits', 'quantize', 'read_bandwidth', 'round_rows', 'supported_isas', 'warp']
+__all__: list[str] = ['ABSTAIN_BELOW', 'Answer', 'BeamHypothesis', 'Branch', 'BuildOptions', 'Cancelled', 'Citation', 'ContextOverflow', 'Corrupt', 'Cost', 'DeviceError', 'Document', 'Error', 'FingerprintMismatch', 'FormatError', 'GenerateResult', 'InvalidArgument', 'IoError', 'Knowledge', 'MachineLimits', 'Model', 'ModelConfig', 'OutOfMemory', 'Session', 'StreamDecoder', 'Tokenizer', 'Unsupported', 'active_isa', 'adopt_knowledge', 'beam', 'build_knowledge', 'extend', 'generate', 'inspect_knowledge', 'logits', 'machine_limits', 'plan_knowledge', 'quantize', 'read_bandwidth', 'round_rows', 'shared_prompt_ids', 'supported_isas', 'update_knowledge', 'verify_knowledge', 'warp']
 class Error(Exception):
     """
     Root of everything that modicum raises.
@@ -295,24 +295,73 @@ class BeamHypothesis:
     @property
     def score(self) -> float:
         ...
+class Document:
+    """
+    A text that questions are asked about.
+    """
+    def __init__(self, name: str, source: str, text: str, pages: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], converted: bool, volatile: bool) -> None:
+        ...
+    @property
+    def converted(self) -> bool:
+        ...
+    @property
+    def name(self) -> str:
+        ...
+    @property
+    def pages(self) -> list[int]:
+        ...
+    @property
+    def source(self) -> str:
+        ...
+    @property
+    def text(self) -> str:
+        ...
+    @property
+    def volatile(self) -> bool:
+        ...
 class Citation:
     """
-    The line of a document that holds an answer.
+    The line of a document that supports an answer.
     """
     def __repr__(self) -> str:
         ...
     @property
+    def attention(self) -> float:
+        """
+        Share of the documents' attention that lay on the line while answering.
+        """
+    @property
     def bytes(self) -> tuple[int, int]:
         """
-        Half-open byte range of the line in the source file.
+        Half-open byte range of the line in the text: of the file itself unless `converted`.
+        """
+    @property
+    def converted(self) -> bool:
+        """
+        The text was made from a file of another kind.
         """
     @property
     def document(self) -> str:
         ...
     @property
+    def heading(self) -> str:
+        """
+        The nearest heading above the line, or ''.
+        """
+    @property
     def line(self) -> int:
         """
         Counted from 1.
+        """
+    @property
+    def literal(self) -> bool:
+        """
+        The line holds the answer word for word.
+        """
+    @property
+    def page(self) -> typing.Any:
+        """
+        Of the original, counted from 1; None where it has no pages.
         """
     @property
     def quote(self) -> str:
@@ -324,11 +373,28 @@ class Citation:
         ...
 class Cost:
     """
-    What an answer took.
+    What an answer took: tokens and seconds.
     """
     @property
     def cached_tokens(self) -> int:
-        ...
+        """
+        Of the documents, from the file.
+        """
+    @property
+    def cite_seconds(self) -> float:
+        """
+        Finding where the answer stands.
+        """
+    @property
+    def compose_seconds(self) -> float:
+        """
+        Choosing segments, putting them together.
+        """
+    @property
+    def computed_tokens(self) -> int:
+        """
+        Of the documents, computed for this question: beginnings of moved segments.
+        """
     @property
     def decode_seconds(self) -> float:
         ...
@@ -341,6 +407,11 @@ class Cost:
     @property
     def question_tokens(self) -> int:
         ...
+    @property
+    def verify_seconds(self) -> float:
+        """
+        Comparing checksums, once a process.
+        """
 class Answer:
     """
     An answer with its citations and cost.
@@ -350,8 +421,18 @@ class Answer:
     def __str__(self) -> str:
         ...
     @property
+    def abstained(self) -> bool:
+        """
+        The confidence is below the threshold: the documents do not say.
+        """
+    @property
     def citations(self) -> list[Citation]:
         ...
+    @property
+    def confidence(self) -> float:
+        """
+        0 to 1: the geometric mean of the tokens' probabilities, 0 where no line supports the answer.
+        """
     @property
     def cost(self) -> Cost:
         ...
@@ -365,7 +446,22 @@ class Answer:
     def log_probabilities(self) -> list[float]:
         ...
     @property
+    def selected(self) -> list[str]:
+        """
+        Documents attended to, where not all were.
+        """
+    @property
     def text(self) -> str:
+        ...
+class Session:
+    def __len__(self) -> int:
+        ...
+    def ask(self, question: str, *, max_new_tokens: typing.SupportsInt | typing.SupportsIndex = 64, temperature: typing.SupportsFloat | typing.SupportsIndex = 0.0, top_k: typing.SupportsInt | typing.SupportsIndex = 0, top_p: typing.SupportsFloat | typing.SupportsIndex = 1.0, min_p: typing.SupportsFloat | typing.SupportsIndex = 0.0, repetition_penalty: typing.SupportsFloat | typing.SupportsIndex = 1.0, seed: typing.SupportsInt | typing.SupportsIndex = 0, stop: collections.abc.Sequence[str] = [], cite: bool = True, abstain_below: typing.SupportsFloat | typing.SupportsIndex | None = None, most_segments: typing.SupportsInt | typing.SupportsIndex = 0, callback: typing.Any = None) -> Answer:
+        ...
+    def reset(self) -> None:
+        ...
+    @property
+    def turns(self) -> int:
         ...
 class Knowledge:
     @staticmethod
@@ -373,13 +469,19 @@ class Knowledge:
         ...
     def __len__(self) -> int:
         ...
-    def ask(self, question: str, *, max_new_tokens: typing.SupportsInt | typing.SupportsIndex = 64, temperature: typing.SupportsFloat | typing.SupportsIndex = 0.0, top_k: typing.SupportsInt | typing.SupportsIndex = 0, top_p: typing.SupportsFloat | typing.SupportsIndex = 1.0, min_p: typing.SupportsFloat | typing.SupportsIndex = 0.0, repetition_penalty: typing.SupportsFloat | typing.SupportsIndex = 1.0, seed: typing.SupportsInt | typing.SupportsIndex = 0, stop: collections.abc.Sequence[str] = [], callback: typing.Any = None) -> Answer:
+    def arrays(self) -> tuple:
+        ...
+    def ask(self, question: str, *, max_new_tokens: typing.SupportsInt | typing.SupportsIndex = 64, temperature: typing.SupportsFloat | typing.SupportsIndex = 0.0, top_k: typing.SupportsInt | typing.SupportsIndex = 0, top_p: typing.SupportsFloat | typing.SupportsIndex = 1.0, min_p: typing.SupportsFloat | typing.SupportsIndex = 0.0, repetition_penalty: typing.SupportsFloat | typing.SupportsIndex = 1.0, seed: typing.SupportsInt | typing.SupportsIndex = 0, stop: collections.abc.Sequence[str] = [], cite: bool = True, abstain_below: typing.SupportsFloat | typing.SupportsIndex | None = None, most_segments: typing.SupportsInt | typing.SupportsIndex = 0, callback: typing.Any = None) -> Answer:
+        ...
+    def ask_many(self, questions: collections.abc.Sequence[str], *, max_new_tokens: typing.SupportsInt | typing.SupportsIndex = 64, temperature: typing.SupportsFloat | typing.SupportsIndex = 0.0, seed: typing.SupportsInt | typing.SupportsIndex = 0, stop: collections.abc.Sequence[str] = [], cite: bool = True, abstain_below: typing.SupportsFloat | typing.SupportsIndex | None = None, most_segments: typing.SupportsInt | typing.SupportsIndex = 0) -> list[Answer]:
         ...
     def branch(self) -> Branch:
         """
         The branch at the end of the documents; extend it with `question_ids` or anything else.
         """
     def describe(self) -> dict:
+        ...
+    def documents(self) -> list[Document]:
         ...
     def prompt(self) -> str:
         """
@@ -389,13 +491,20 @@ class Knowledge:
         """
         The tokens that follow the documents for this question, up to where the answer begins.
         """
+    def session(self) -> Session:
+        ...
+class BuildOptions:
+    def __init__(self, *, before_documents: str, before_question: str, after_question: str, after_answer: str, add_special_tokens: bool, layout: str, kv: str, max_kl: typing.SupportsFloat | typing.SupportsIndex, overflow: str, reserve: typing.SupportsInt | typing.SupportsIndex, segment_tokens: typing.SupportsInt | typing.SupportsIndex, recompute: typing.SupportsInt | typing.SupportsIndex, abstain_below: typing.SupportsFloat | typing.SupportsIndex) -> None:
+        ...
 def active_isa() -> str:
     """
     The instruction set whose kernels run: plain, avx2, avx512, avx512vnni, avx512bf16 or amx (MODICUM_ISA forces one).
     """
+def adopt_knowledge(model: Model, documents: collections.abc.Sequence[Document], path: os.PathLike | str | bytes, k: numpy.ndarray, v: numpy.ndarray, options: BuildOptions) -> Knowledge:
+    ...
 def beam(start: Branch, prompt: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], *, beams: typing.SupportsInt | typing.SupportsIndex, max_new_tokens: typing.SupportsInt | typing.SupportsIndex, min_new_tokens: typing.SupportsInt | typing.SupportsIndex, length_penalty: typing.SupportsFloat | typing.SupportsIndex, early_stopping: str, num_return: typing.SupportsInt | typing.SupportsIndex, stop_ids: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], repetition_penalty: typing.SupportsFloat | typing.SupportsIndex, progress: typing.Any) -> list[BeamHypothesis]:
     ...
-def build_knowledge(model: Model, sources: collections.abc.Sequence[os.PathLike | str | bytes], path: os.PathLike | str | bytes, *, before_documents: str, before_question: str, after_question: str, add_special_tokens: bool, reserve: typing.SupportsInt | typing.SupportsIndex, progress: typing.Any) -> Knowledge:
+def build_knowledge(model: Model, documents: collections.abc.Sequence[Document], path: os.PathLike | str | bytes, options: BuildOptions, progress: typing.Any) -> Knowledge:
     ...
 def extend(extensions: collections.abc.Sequence[tuple[Branch, collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]]], *, progress: typing.Any = None) -> list[Branch]:
     """
@@ -419,6 +528,8 @@ def machine_limits(*, threads: typing.SupportsInt | typing.SupportsIndex = 0) ->
     """
     Measures, for some tenths of a second, what this machine can do; `threads` 0 means every processor.
     """
+def plan_knowledge(model: Model, documents: collections.abc.Sequence[Document], options: BuildOptions) -> dict:
+    ...
 def quantize(source: os.PathLike | str | bytes, out: os.PathLike | str | bytes, *, bits: typing.SupportsInt | typing.SupportsIndex, group: typing.SupportsInt | typing.SupportsIndex, head_bits: typing.SupportsInt | typing.SupportsIndex | None, threads: typing.SupportsInt | typing.SupportsIndex, progress: typing.Any) -> dict:
     ...
 def read_bandwidth(*, threads: typing.SupportsInt | typing.SupportsIndex = 0, size: typing.SupportsInt | typing.SupportsIndex = 268435456) -> float:
@@ -434,7 +545,16 @@ def round_rows(weights: typing.Annotated[numpy.typing.ArrayLike, numpy.float32],
     Returns (int8 [rows, cols], float32 scales [rows, cols / group]): weights ≈ integers · scales, with a scale for each
     `group` columns that `scale_dtype` holds exactly. Weights must be finite.
     """
+def shared_prompt_ids(model: Model, documents: collections.abc.Sequence[Document], options: BuildOptions) -> list[int]:
+    """
+    The tokens of a joint cache.
+    """
 def supported_isas() -> list[str]:
+    ...
+def update_knowledge(model: Model, path: os.PathLike | str | bytes, put: collections.abc.Sequence[Document], remove: collections.abc.Sequence[str], progress: typing.Any) -> dict:
+    ...
+def verify_knowledge(model: Model, path: os.PathLike | str | bytes, samples: typing.SupportsInt | typing.SupportsIndex, progress: typing.Any) -> tuple[int, float]:
     ...
 def warp(logits: typing.Annotated[numpy.typing.ArrayLike, numpy.float32], *, temperature: typing.SupportsFloat | typing.SupportsIndex, top_k: typing.SupportsInt | typing.SupportsIndex, top_p: typing.SupportsFloat | typing.SupportsIndex, min_p: typing.SupportsFloat | typing.SupportsIndex) -> numpy.typing.NDArray[numpy.float32]:
     ...
+ABSTAIN_BELOW: float = 0.5

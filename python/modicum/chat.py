@@ -19,6 +19,8 @@ Message = Mapping[str, Any]
 # Private-use characters: no template writes them and none trims them away.
 _DOCUMENTS = "\ue000documents\ue001"
 _QUESTION = "\ue000question\ue001"
+_ANSWER = "\ue000answer\ue001"
+_NEXT = "\ue000next\ue001"
 
 
 class ChatTemplate:
@@ -108,6 +110,24 @@ class ChatTemplate:
         before, rest = text.split(_DOCUMENTS)
         between, after = rest.split(_QUESTION)
         return before, between, after
+
+    def between_turns(self) -> str:
+        """The text between an answer and the next question, the end of the answer's turn included.
+
+        Empty where the template gives no such place.
+        """
+        messages = [
+            {"role": "user", "content": _QUESTION},
+            {"role": "assistant", "content": _ANSWER},
+            {"role": "user", "content": _NEXT},
+        ]
+        try:
+            text = self.render(messages)
+        except InvalidArgument:
+            return ""
+        if text.count(_ANSWER) != 1 or text.count(_NEXT) != 1:
+            return ""
+        return text.split(_ANSWER)[1].split(_NEXT)[0]
 
 
 def _has_both(text: str) -> bool:

@@ -1,5 +1,4 @@
-"""The command line: ``modicum info | bench | generate | quantize | cag build | cag ask | cag inspect |
-demo``.
+"""The command line: ``modicum info | bench | generate | quantize | cag … | demo``.
 
 Exit codes: 0 done, 1 a modicum error (one line on standard error), 2 wrong usage, 130 interrupted.
 """
@@ -11,11 +10,22 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import modicum as mo
+from modicum import cli_cag
+from modicum.command import (
+    add_load_options,
+    add_sampling_options,
+    command,
+    facts_as_text,
+    load,
+    positive,
+    print_report,
+    sampling,
+)
 from modicum.progress import reporter
 
 
@@ -50,51 +60,20 @@ def make_parser() -> argparse.ArgumentParser:
     _add_bench(commands)
     _add_generate(commands)
     _add_quantize(commands)
-    _add_cag(commands)
+    cli_cag.add_commands(commands)
     _add_demo(commands)
     return parser
 
 
-def _command(
-    commands: Any, name: str, run: Callable[[argparse.Namespace], None], help: str
-) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=help, description=help)
-    parser.set_defaults(run=run)
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
-    return parser
-
-
-def _add_load_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, metavar="DIR", help="a Hugging Face model directory")
-    parser.add_argument(
-        "--dtype", default="auto", choices=["auto", "f32", "bf16", "f16"], help="default: as stored"
-    )
-    parser.add_argument(
-        "--threads", type=_positive, metavar="N", help="default: every processor of this process"
-    )
-
-
-def _add_sampling_options(parser: argparse.ArgumentParser, max_new_tokens: int) -> None:
-    parser.add_argument("--max-new-tokens", type=_positive, default=max_new_tokens, metavar="N")
-    parser.add_argument(
-        "--temperature", type=float, default=0.0, metavar="T", help="default: 0, the likeliest token"
-    )
-    parser.add_argument("--top-k", type=int, default=0, metavar="K", help="default: 0, all tokens")
-    parser.add_argument("--top-p", type=float, default=1.0, metavar="P")
-    parser.add_argument("--min-p", type=float, default=0.0, metavar="P")
-    parser.add_argument("--repetition-penalty", type=float, default=1.0, metavar="R")
-    parser.add_argument("--seed", type=int, default=0, metavar="S")
-
-
 def _add_info(commands: Any) -> None:
-    parser = _command(
+    parser = command(
         commands, "info", run_info, "Tell what a model directory holds and what it costs to run."
     )
     parser.add_argument("directory", metavar="DIR", help="a Hugging Face model directory")
 
 
 def _add_bench(commands: Any) -> None:
-    parser = _command(
+    parser = command(
         commands, "bench", run_bench, "Tell what this machine does, and what bounds a model's speed on it."
     )
     parser.add_argument(
@@ -103,38 +82,38 @@ def _add_bench(commands: Any) -> None:
     parser.add_argument(
         "--dtype", default="auto", choices=["auto", "f32", "bf16", "f16"], help="default: as stored"
     )
-    parser.add_argument("--threads", type=_positive, metavar="N", help="default: every processor")
+    parser.add_argument("--threads", type=positive, metavar="N", help="default: every processor")
     parser.add_argument(
-        "--repeat", type=_positive, default=3, metavar="N", help="of which the median counts; default: 3"
+        "--repeat", type=positive, default=3, metavar="N", help="of which the median counts; default: 3"
     )
 
 
 def _add_generate(commands: Any) -> None:
-    parser = _command(
+    parser = command(
         commands, "generate", run_generate, "Continue a text, by choice, sampling or beam search."
     )
-    _add_load_options(parser)
+    add_load_options(parser)
     parser.add_argument("--prompt", required=True, metavar="TEXT")
     parser.add_argument(
         "--chat", action="store_true", help="send the prompt as a user's message of the chat template"
     )
-    _add_sampling_options(parser, 128)
+    add_sampling_options(parser, 128)
     parser.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable"
     )
-    parser.add_argument("--beams", type=_positive, default=1, metavar="B", help="beam search with B beams")
+    parser.add_argument("--beams", type=positive, default=1, metavar="B", help="beam search with B beams")
     parser.add_argument(
-        "--num-return", type=_positive, default=1, metavar="N", help="results of the beam search"
+        "--num-return", type=positive, default=1, metavar="N", help="results of the beam search"
     )
     parser.add_argument("--length-penalty", type=float, default=1.0, metavar="L")
 
 
 def _group(text: str) -> int | str:
-    return text if text == "channel" else _positive(text)
+    return text if text == "channel" else positive(text)
 
 
 def _add_quantize(commands: Any) -> None:
-    parser = _command(
+    parser = command(
         commands, "quantize", run_quantize, "Round the linear layers of a model to integers of 8 or 4 bits."
     )
     parser.add_argument("--model", required=True, metavar="DIR", help="a Hugging Face model directory")
@@ -154,35 +133,13 @@ def _add_quantize(commands: Any) -> None:
         help="the output head: as it is (default), or integers of its own beside a tied embedding",
     )
     parser.add_argument(
-        "--threads", type=_positive, metavar="N", help="default: every processor of this process"
+        "--threads", type=positive, metavar="N", help="default: every processor of this process"
     )
-
-
-def _add_cag(commands: Any) -> None:
-    help = "Cache-augmented generation: read documents once, answer from them ever after."
-    cag = commands.add_parser("cag", help=help, description=help)
-    inner = cag.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    build = _command(
-        inner, "build", run_cag_build, "Read text and markdown files or folders into a cache file."
-    )
-    _add_load_options(build)
-    build.add_argument("--out", required=True, metavar="FILE", help="the cache to write")
-    build.add_argument(
-        "--instruction", default=mo.cag.INSTRUCTION, metavar="TEXT", help="told before the documents"
-    )
-    build.add_argument("sources", nargs="+", metavar="SOURCE", help="a file or a folder")
-    ask = _command(inner, "ask", run_cag_ask, "Answer a question from a cache, with its source.")
-    _add_load_options(ask)
-    ask.add_argument("--cache", required=True, metavar="FILE")
-    _add_sampling_options(ask, 64)
-    ask.add_argument("question", metavar="QUESTION")
-    inspect = _command(inner, "inspect", run_cag_inspect, "Check a cache file and tell what it holds.")
-    inspect.add_argument("cache", metavar="FILE")
 
 
 def _add_demo(commands: Any) -> None:
-    parser = _command(commands, "demo", run_demo, "Ask the bundled model about the bundled handbook.")
-    parser.add_argument("--threads", type=_positive, metavar="N")
+    parser = command(commands, "demo", run_demo, "Ask the bundled model about the bundled handbook.")
+    parser.add_argument("--threads", type=positive, metavar="N")
 
 
 def run_info(arguments: argparse.Namespace) -> None:
@@ -211,7 +168,7 @@ def run_info(arguments: argparse.Namespace) -> None:
         "threads": model.threads,
         "load_seconds": round(seconds, 6),
     }
-    _print(facts, arguments, _facts_as_text)
+    print_report(facts, arguments, facts_as_text)
 
 
 def run_bench(arguments: argparse.Namespace) -> None:
@@ -220,11 +177,11 @@ def run_bench(arguments: argparse.Namespace) -> None:
         folder = arguments.model or demo_folder() / "model"
         model = mo.load(folder, dtype=arguments.dtype, threads=arguments.threads)
     report = mo.bench.run(model, threads=arguments.threads, repeat=arguments.repeat)
-    _print(report.to_dict(), arguments, lambda _: str(report))
+    print_report(report.to_dict(), arguments, lambda _: str(report))
 
 
 def run_generate(arguments: argparse.Namespace) -> None:
-    model = _load(arguments)
+    model = load(arguments)
     prompt: str | list[int] = arguments.prompt
     if arguments.chat:
         prompt = model.chat_prompt([{"role": "user", "content": arguments.prompt}])
@@ -235,7 +192,7 @@ def run_generate(arguments: argparse.Namespace) -> None:
         results = [_generated(model, prompt, arguments)]
     tokens = sum(len(result["ids"]) for result in results)
     report = {"results": results, "seconds": round(time.perf_counter() - start, 6), "new_tokens": tokens}
-    _print(report, arguments, lambda r: _results_as_text(r, arguments))
+    print_report(report, arguments, lambda r: _results_as_text(r, arguments))
 
 
 def _beam_results(
@@ -255,7 +212,7 @@ def _beam_results(
 def _generated(model: mo.Model, prompt: str | list[int], arguments: argparse.Namespace) -> dict[str, Any]:
     result = model.generate(
         prompt,
-        **_sampling(arguments),
+        **sampling(arguments),
         stop=arguments.stop,
         stream=None if arguments.json else _write,
     )
@@ -279,44 +236,7 @@ def run_quantize(arguments: argparse.Namespace) -> None:
             threads=arguments.threads,
             progress=progress,
         )
-    _print(report.to_dict(), arguments, lambda _: f"{arguments.out}:\n{report}")
-
-
-def run_cag_build(arguments: argparse.Namespace) -> None:
-    model = _load(arguments)
-    start = time.perf_counter()
-    with reporter("reading", quiet=arguments.json) as progress:
-        knowledge = mo.cag.build(
-            model, arguments.sources, arguments.out, instruction=arguments.instruction, progress=progress
-        )
-    facts = knowledge.describe()
-    facts["seconds"] = round(time.perf_counter() - start, 6)
-    _print(
-        facts,
-        arguments,
-        lambda f: (
-            f"{arguments.out}: {len(f['documents'])} documents, {f['tokens']} tokens, {_size(f['bytes'])}, "
-            f"read in {f['seconds']:.2f} s"
-        ),
-    )
-
-
-def run_cag_ask(arguments: argparse.Namespace) -> None:
-    start = time.perf_counter()
-    model = _load(arguments)
-    loaded = time.perf_counter()
-    knowledge = mo.cag.open(arguments.cache, model)
-    opened = time.perf_counter()
-    answer = knowledge.ask(arguments.question, **_sampling(arguments))
-    report = _answer_as_dict(answer)
-    report["cost"]["load_seconds"] = round(loaded - start, 6)
-    report["cost"]["open_seconds"] = round(opened - loaded, 6)
-    report["cost"]["total_seconds"] = round(time.perf_counter() - start, 6)
-    _print(report, arguments, _answer_as_text)
-
-
-def run_cag_inspect(arguments: argparse.Namespace) -> None:
-    _print(mo.cag.inspect(arguments.cache), arguments, _facts_as_text)
+    print_report(report.to_dict(), arguments, lambda _: f"{arguments.out}:\n{report}")
 
 
 def run_demo(arguments: argparse.Namespace) -> None:
@@ -339,11 +259,12 @@ def run_demo(arguments: argparse.Namespace) -> None:
         "build_seconds": round(build_seconds, 6),
         "open_seconds": round(open_seconds, 6),
         "answers": [
-            {"question": e["question"], "expected": e["answer"], **_answer_as_dict(a)} for e, a in answers
+            {"question": e["question"], "expected": e["answer"], **cli_cag.answer_as_dict(a)}
+            for e, a in answers
         ],
         **timing,
     }
-    _print(report, arguments, _demo_as_text)
+    print_report(report, arguments, _demo_as_text)
 
 
 def _time_cold_and_cached(model: mo.Model, cache: Path, question: str, repeats: int = 3) -> dict[str, float]:
@@ -403,94 +324,8 @@ def _demo_or_none() -> Path | None:
     return next((folder for folder in folders if (folder / "model" / "config.json").exists()), None)
 
 
-def _answer_as_dict(answer: mo.cag.Answer) -> dict[str, Any]:
-    cost = answer.cost
-    return {
-        "text": answer.text,
-        "citations": [
-            {
-                "document": c.document,
-                "source": c.source,
-                "bytes": list(c.bytes),
-                "line": c.line,
-                "quote": c.quote,
-            }
-            for c in answer.citations
-        ],
-        "finish_reason": answer.finish_reason,
-        "cost": {
-            "cached_tokens": cost.cached_tokens,
-            "question_tokens": cost.question_tokens,
-            "new_tokens": cost.new_tokens,
-            "prefill_seconds": round(cost.prefill_seconds, 6),
-            "decode_seconds": round(cost.decode_seconds, 6),
-        },
-    }
-
-
-def _answer_as_text(report: dict[str, Any]) -> str:
-    lines = [report["text"]]
-    for c in report["citations"]:
-        lines.append(
-            f"  {c['source']}, line {c['line']}, bytes {c['bytes'][0]}-{c['bytes'][1]}: “{c['quote']}”"
-        )
-    if not report["citations"]:
-        lines.append("  (no line of the documents holds this answer literally)")
-    cost = report["cost"]
-    lines.append(
-        f"  {cost['cached_tokens']} tokens from the cache, {cost['question_tokens']} read, "
-        f"{cost['new_tokens']} written; "
-        f"{cost['total_seconds'] * 1e3:.0f} ms in all"
-    )
-    return "\n".join(lines)
-
-
-def _facts_as_text(facts: dict[str, Any]) -> str:
-    lines = []
-    for name, value in facts.items():
-        if name == "documents":
-            lines += [
-                f"document          {d['name']} ({d['tokens']} tokens, {d['bytes']} bytes)" for d in value
-            ]
-            continue
-        shown = f"{value} ({_size(value)})" if name.endswith("bytes") or "_bytes_" in name else value
-        lines.append(f"{name.replace('_', ' '):<24}{shown}")
-    return "\n".join(lines)
-
-
-def _print(
-    report: dict[str, Any], arguments: argparse.Namespace, as_text: Callable[[dict[str, Any]], str]
-) -> None:
-    print(json.dumps(report, ensure_ascii=False, indent=2) if arguments.json else as_text(report), flush=True)
-
-
-def _load(arguments: argparse.Namespace) -> mo.Model:
-    return mo.load(arguments.model, dtype=arguments.dtype, threads=arguments.threads)
-
-
-def _sampling(arguments: argparse.Namespace) -> dict[str, Any]:
-    names = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
-    return {name: getattr(arguments, name) for name in names}
-
-
 def _write(text: str) -> None:
     print(text, end="", flush=True)
-
-
-def _size(count: int) -> str:
-    value = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000 or unit == "GB":
-            break
-        value /= 1000
-    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, got {value}")
-    return value
 
 
 if __name__ == "__main__":

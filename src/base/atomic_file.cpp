@@ -95,8 +95,40 @@ void AtomicFile::put(std::uint64_t offset, std::span<const std::byte> bytes) {
 }
 
 void AtomicFile::commit() {
+  flush();
+  rename();
+}
+
+void AtomicFile::commit_over(const FileIdentity& replaced) {
+  flush();
+  const int old = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC);
+  // Writers that derived their files from the same one take turns here; whoever comes second sees that.
+  if (old >= 0) ::flock(old, LOCK_EX);
+  const bool same = old >= 0 && FileIdentity::of(path_) == replaced;
+  if (same) {
+    try {
+      rename();
+    } catch (...) {
+      ::close(old);
+      throw;
+    }
+  }
+  if (old >= 0) ::close(old);
+  if (!same) {
+    fail<IoError>({.op = "file.write",
+                   .what = quote(path_.string()),
+                   .expected = "the file that was opened for the change",
+                   .got = "another, written meanwhile",
+                   .todo = "repeat the change on what is there now"});
+  }
+}
+
+void AtomicFile::flush() {
   if (descriptor_ < 0) fail({.op = "file.write", .what = quote(path_.string()) + " was committed before"});
   if (::fsync(descriptor_) != 0) fail_io("flushing " + std::to_string(size_) + " bytes to the disk", errno);
+}
+
+void AtomicFile::rename() {
   if (::rename(temporary_.c_str(), path_.c_str()) != 0) fail_io("renaming the temporary", errno);
   ::close(std::exchange(descriptor_, -1));
   const int directory = ::open(directory_of(path_).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);

@@ -33,20 +33,31 @@ std::optional<std::size_t> bad_byte(std::string_view bytes) {
 Document read(const fs::path& path, std::string name) {
   const MappedFile file(path);
   const auto bytes = file.bytes();
-  Document document{std::move(name), path.string(),
-                    std::string(reinterpret_cast<const char*>(bytes.data()), bytes.size())};
+  return {std::move(name), path.string(),
+          std::string(reinterpret_cast<const char*>(bytes.data()), bytes.size())};
+}
+
+void check(const Document& document) {
+  const std::string what = "'" + document.source + "'";
   if (const auto at = bad_byte(document.text)) {
     fail<FormatError>({.op = kOp,
-                       .what = "'" + path.string() + "'",
+                       .what = what,
                        .expected = "UTF-8 text",
                        .got = "byte " + std::to_string(static_cast<unsigned char>(document.text[*at])) +
                               " at offset " + std::to_string(*at),
                        .todo = "save it as UTF-8"});
   }
   if (document.text.find_first_not_of(" \t\r\n") == std::string::npos) {
-    fail({.op = kOp, .what = "'" + path.string() + "'", .expected = "some text", .got = "an empty document"});
+    fail({.op = kOp, .what = what, .expected = "some text", .got = "an empty document"});
   }
-  return document;
+  if (!std::is_sorted(document.pages.begin(), document.pages.end()) ||
+      (!document.pages.empty() && document.pages.back() > document.text.size())) {
+    fail(
+        {.op = kOp,
+         .what = what + ": pages",
+         .expected = "ascending offsets within the text's " + std::to_string(document.text.size()) + " bytes",
+         .got = "others"});
+  }
 }
 
 void read_folder(const fs::path& folder, std::vector<Document>& documents) {
@@ -78,6 +89,23 @@ void read_folder(const fs::path& folder, std::vector<Document>& documents) {
 
 }  // namespace
 
+void check_documents(std::span<const Document> documents) {
+  if (documents.empty()) {
+    fail({.op = kOp, .what = "sources", .expected = "at least one text or markdown file", .got = "none"});
+  }
+  for (const Document& document : documents) check(document);
+  std::set<std::string_view> names;
+  for (const Document& document : documents) {
+    if (!names.insert(document.name).second) {
+      fail({.op = kOp,
+            .what = "document names",
+            .expected = "each once",
+            .got = "'" + document.name + "' twice",
+            .todo = "rename one, or give the folder above both as the source"});
+    }
+  }
+}
+
 std::vector<Document> read_documents(std::span<const fs::path> sources) {
   std::vector<Document> documents;
   try {
@@ -91,19 +119,7 @@ std::vector<Document> read_documents(std::span<const fs::path> sources) {
   } catch (const fs::filesystem_error& error) {
     fail<IoError>({.op = kOp, .what = error.what()});
   }
-  if (documents.empty()) {
-    fail({.op = kOp, .what = "sources", .expected = "at least one text or markdown file", .got = "none"});
-  }
-  std::set<std::string> names;
-  for (const Document& document : documents) {
-    if (!names.insert(document.name).second) {
-      fail({.op = kOp,
-            .what = "document names",
-            .expected = "each once",
-            .got = "'" + document.name + "' twice",
-            .todo = "rename one, or give the folder above both as the source"});
-    }
-  }
+  check_documents(documents);
   return documents;
 }
 

@@ -1,87 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
+#include <chrono>
 #include <cstring>
-#include <limits>
+#include <mutex>
 
 #include <modicum/base/error.hpp>
 #include <modicum/base/hash.hpp>
 #include <modicum/cag/knowledge_file.hpp>
 
+#include "knowledge_layout.hpp"
+
 namespace modicum::cag {
 namespace {
 
 constexpr std::string_view kOp = "cag.open";
-constexpr std::size_t kBlock = std::size_t{1} << 20;
-constexpr std::size_t kPage = 4096;
-
-std::string_view safetensors_name(DType dtype) {
-  return dtype == DType::f32 ? "F32" : dtype == DType::bf16 ? "BF16" : "F16";
-}
-
-std::span<const std::byte> bytes_of(std::string_view text) {
-  return std::as_bytes(std::span(text.data(), text.size()));
-}
-
-/// Tensors as version 1 has them, in order; what comes before `checksums` is what they cover.
-std::vector<TensorSpec> layout(const Manifest& m, std::size_t prompt_bytes) {
-  const std::string kv_type(safetensors_name(m.shape.dtype));
-  const std::vector<std::uint64_t> kv_shape{m.shape.layers, m.tokens, m.kv_heads, m.shape.width / m.kv_heads};
-  const std::size_t covered =
-      m.tokens * m.shape.token_bytes() + m.hidden_size * 4 + m.tokens * 4 + m.tokens * 8;
-  return {{"k", kv_type, kv_shape},           {"v", kv_type, kv_shape},
-          {"hidden", "F32", {m.hidden_size}}, {"token_ids", "I32", {m.tokens}},
-          {"token_bytes", "U64", {m.tokens}}, {"checksums", "U64", {(covered + kBlock - 1) / kBlock}},
-          {"prompt", "U8", {prompt_bytes}},   {"seal", "U8", {16}}};
-}
-
-std::string seal_of(std::span<const std::byte> header, std::span<const std::byte> sums,
-                    std::span<const std::byte> prompt) {
-  const std::string parts = hash128_hex(header) + hash128_hex(sums) + hash128_hex(prompt);
-  return hash128_hex(parts).substr(0, 16);
-}
-
-/// Passes bytes on to a writer and sums them up in blocks.
-class SummingWriter {
- public:
-  explicit SummingWriter(SafetensorsWriter& writer) : writer_(writer) { block_.reserve(kBlock); }
-
-  void append(std::span<const std::byte> bytes) {
-    writer_.append(bytes);
-    while (!bytes.empty()) {
-      const std::size_t taken = std::min(bytes.size(), kBlock - block_.size());
-      block_.insert(block_.end(), bytes.begin(), bytes.begin() + static_cast<std::ptrdiff_t>(taken));
-      bytes = bytes.subspan(taken);
-      if (block_.size() == kBlock) finish_block();
-    }
-  }
-
-  std::vector<std::uint64_t> finish() {
-    if (!block_.empty()) finish_block();
-    return std::move(sums_);
-  }
-
- private:
-  void finish_block() {
-    sums_.push_back(hash64(block_));
-    block_.clear();
-  }
-
-  SafetensorsWriter& writer_;
-  std::vector<std::byte> block_;
-  std::vector<std::uint64_t> sums_;
-};
-
-/// All rows of one layer's keys, or values, in order of position.
-template <class Pick>
-void append_rows(SummingWriter& out, const Branch& leaf, const KvShape& shape, std::size_t layer,
-                 const Pick& pick) {
-  for (const ops::KeyTile* tile : leaf.tiles()) {
-    for (const ops::KeyRun& run : tile->runs) {
-      const std::byte* rows = pick(run) + layer * run.layer_stride + run.first * shape.row_bytes();
-      out.append({rows, run.count * shape.row_bytes()});
-    }
-  }
-}
 
 template <class T>
 std::vector<T> read_array(std::span<const std::byte> bytes) {
@@ -90,36 +22,36 @@ std::vector<T> read_array(std::span<const std::byte> bytes) {
   return values;
 }
 
+/// Files that this process has verified, as they were then.
+class VerifiedFiles {
+ public:
+  static VerifiedFiles& all() {
+    static VerifiedFiles files;
+    return files;
+  }
+  bool has(const FileIdentity& file) {
+    const std::lock_guard lock(mutex_);
+    return std::ranges::find(files_, file) != files_.end();
+  }
+  /// Only what was not written to just now: the next write might carry the same time.
+  void add(const FileIdentity& file) {
+    const auto now = std::chrono::system_clock::now().time_since_epoch();
+    const auto age = std::chrono::duration_cast<std::chrono::nanoseconds>(now).count() - file.changed_ns;
+    if (age < kSettledNs) return;
+    const std::lock_guard lock(mutex_);
+    files_.push_back(file);
+  }
+
+ private:
+  static constexpr std::int64_t kSettledNs = 2'000'000'000;
+  std::mutex mutex_;
+  std::vector<FileIdentity> files_;
+};
+
 }  // namespace
 
-void write_knowledge(const std::filesystem::path& path, const Manifest& manifest, const SharedPrompt& prompt,
-                     const Branch& leaf) {
-  SafetensorsWriter writer(path, layout(manifest, prompt.text.size()),
-                           {{"format", std::string(kFormatName)},
-                            {"version", std::to_string(kFormatVersion)},
-                            {"manifest", manifest.to_json()}},
-                           kPage, 0600);
-  SummingWriter out(writer);
-  for (std::size_t layer = 0; layer < manifest.shape.layers; ++layer) {
-    append_rows(out, leaf, manifest.shape, layer, [](const ops::KeyRun& run) { return run.k; });
-  }
-  for (std::size_t layer = 0; layer < manifest.shape.layers; ++layer) {
-    append_rows(out, leaf, manifest.shape, layer, [](const ops::KeyRun& run) { return run.v; });
-  }
-  out.append(std::as_bytes(leaf.hidden()));
-  out.append(std::as_bytes(std::span(prompt.ids)));
-  const std::vector<std::uint64_t> begins(prompt.begins.begin(), prompt.begins.end());
-  out.append(std::as_bytes(std::span(begins)));
-  const std::vector<std::uint64_t> sums = out.finish();
-  const auto sum_bytes = std::as_bytes(std::span(sums));
-  writer.append(sum_bytes);
-  writer.append(bytes_of(prompt.text));
-  writer.append(bytes_of(seal_of(bytes_of(writer.header()), sum_bytes, bytes_of(prompt.text))));
-  writer.commit();
-}
-
-KnowledgeFile KnowledgeFile::open(const std::filesystem::path& path, ThreadPool& pool) {
-  KnowledgeFile file(SafetensorsFile::open(path));
+KnowledgeFile KnowledgeFile::open(const std::filesystem::path& path) {
+  KnowledgeFile file(SafetensorsFile::open(path, Guard::yes));
   const auto& metadata = file.file_.header().metadata;
   const std::string name = "'" + path.string() + "'";
   const auto value = [&](const char* key) {
@@ -133,26 +65,27 @@ KnowledgeFile KnowledgeFile::open(const std::filesystem::path& path, ThreadPool&
                        .got = "a safetensors file of another kind",
                        .todo = "build one with `modicum cag build`"});
   }
-  if (value("version") != std::to_string(kFormatVersion)) {
+  file.manifest_ = Manifest::parse(value("manifest"), name);
+  if (value("version") != std::to_string(file.manifest_.version)) {
     fail<Unsupported>({.op = kOp,
                        .what = name + ": version",
-                       .expected = std::to_string(kFormatVersion),
+                       .expected = "1 to " + std::to_string(kFormatVersion) + ", as in the manifest",
                        .got = "'" + value("version") + "'",
                        .todo = "build it again with this version of modicum"});
   }
-  file.manifest_ = Manifest::parse(value("manifest"), name);
   file.check_arrays();
-  file.check_sums(pool);
+  file.check_seal();
   file.read_arrays();
+  file.find_segments();
   return file;
 }
 
 void KnowledgeFile::check_arrays() const {
   const auto& tensors = file_.header().tensors;
   const auto prompt = tensors.find("prompt");
-  const std::vector<TensorSpec> specs =
-      layout(manifest_, prompt == tensors.end() ? 0 : prompt->second.bytes());
-  const std::string name = "'" + file_.file().path().string() + "'";
+  const std::size_t text = prompt == tensors.end() ? 0 : prompt->second.bytes();
+  const std::vector<TensorSpec> specs = knowledge_layout(manifest_, text);
+  const std::string name = "'" + path().string() + "'";
   for (const TensorSpec& spec : specs) {
     const TensorInfo& info = file_.info(spec.name);
     if (info.dtype != spec.dtype || info.shape != spec.shape) {
@@ -165,11 +98,11 @@ void KnowledgeFile::check_arrays() const {
   if (tensors.size() != specs.size() || file_.header().data_begin % kPage != 0) {
     fail<FormatError>({.op = kOp,
                        .what = name,
-                       .expected = "the tensors of version 1, aligned to 4096 bytes",
+                       .expected = "the tensors of version " + std::to_string(manifest_.version) +
+                                   ", aligned to 4096 bytes",
                        .got = std::to_string(tensors.size()) + " tensors from byte " +
                               std::to_string(file_.header().data_begin)});
   }
-  const std::size_t text = prompt->second.bytes();
   bool inside = manifest_.resume_byte <= text;
   for (const KnownDocument& document : manifest_.documents) inside = inside && document.span.text_end <= text;
   if (!inside) {
@@ -180,45 +113,99 @@ void KnowledgeFile::check_arrays() const {
   }
 }
 
-void KnowledgeFile::check_sums(ThreadPool& pool) const {
-  const auto corrupt = [&](const std::string& where) {
-    fail<Corrupt>({.op = kOp,
-                   .what = "'" + file_.file().path().string() + "': " + where,
-                   .expected = "bytes as they were written",
-                   .got = "others (a checksum differs)",
-                   .todo = "build it again, or restore it from a copy"});
-  };
+void KnowledgeFile::fail_corrupt(const std::string& where) const {
+  fail<Corrupt>({.op = kOp,
+                 .what = "'" + path().string() + "': " + where,
+                 .expected = "bytes as they were written",
+                 .got = "others (a checksum differs)",
+                 .todo = "build it again, or restore it from a copy"});
+}
+
+void KnowledgeFile::check_seal() const {
   const auto header = file_.file().bytes().first(file_.header().data_begin);
-  const auto seal = file_.bytes("seal");
   const std::string expected = seal_of(header, file_.bytes("checksums"), file_.bytes("prompt"));
-  if (!std::ranges::equal(seal, bytes_of(expected))) corrupt("header or prompt");
+  if (!std::ranges::equal(file_.bytes("seal"), bytes_of(expected))) fail_corrupt("header or prompt");
+}
+
+void KnowledgeFile::verify(ThreadPool& pool) const {
+  if (VerifiedFiles::all().has(identity())) return;
+  verify_again(pool);
+  VerifiedFiles::all().add(identity());
+}
+
+void KnowledgeFile::check_unchanged() const {
+  if (file_.file().unchanged() && !file_.file().damaged()) return;
+  fail<Corrupt>({.op = "cag.ask",
+                 .what = "'" + path().string() + "'",
+                 .expected = "the file as it was when it was opened",
+                 .got = "one that was written to or cut in place meanwhile",
+                 .todo = "open it again; caches are replaced by renaming, never edited in place"});
+}
+
+void KnowledgeFile::verify_again(ThreadPool& pool) const {
+  check_seal();
   const auto data = file_.file().bytes().subspan(file_.header().data_begin, file_.info("checksums").begin);
   const auto sums = read_array<std::uint64_t>(file_.bytes("checksums"));
   pool.run(sums.size(), [&](std::size_t i) {
-    const auto block = data.subspan(i * kBlock, std::min(kBlock, data.size() - i * kBlock));
+    const auto block =
+        data.subspan(i * kChecksumBlock, std::min(kChecksumBlock, data.size() - i * kChecksumBlock));
     if (hash64(block) != sums[i]) {
-      corrupt("bytes from " + std::to_string(file_.header().data_begin + i * kBlock));
+      fail_corrupt("bytes from " + std::to_string(file_.header().data_begin + i * kChecksumBlock));
     }
   });
 }
 
 void KnowledgeFile::read_arrays() {
-  hidden_ = read_array<float>(file_.bytes("hidden"));
+  if (manifest_.layout == Layout::joint) hidden_ = read_array<float>(file_.bytes("hidden"));
   token_ids_ = read_array<TokenId>(file_.bytes("token_ids"));
   token_bytes_ = read_array<std::uint64_t>(file_.bytes("token_bytes"));
   const auto prompt = file_.bytes("prompt");
   prompt_ = {reinterpret_cast<const char*>(prompt.data()), prompt.size()};
 }
 
-std::shared_ptr<const KvSegment> KnowledgeFile::segment() const {
-  auto segment = std::make_shared<KvSegment>();
+void KnowledgeFile::find_segments() {
   // Mapped read-only: nothing writes below a mounted node.
-  segment->k = const_cast<std::byte*>(file_.bytes("k").data());
-  segment->v = const_cast<std::byte*>(file_.bytes("v").data());
-  segment->layer_stride = manifest_.tokens * manifest_.shape.row_bytes();
-  segment->rows = manifest_.tokens;
-  segment->owner = file_.file().owner();
-  return segment;
+  const auto at = [&](const char* name, std::size_t bytes) {
+    return const_cast<std::byte*>(file_.bytes(name).data()) + bytes;
+  };
+  const std::size_t wide_row = manifest_.shape.row_bytes();
+  const std::size_t width = manifest_.shape.width;
+  const int bits = bits_of(manifest_.encoding);
+  const std::size_t code_row = width * static_cast<std::size_t>(bits) / 8;
+  const std::size_t wide_rows = manifest_.wide_tokens();
+  const std::size_t coded_rows = manifest_.coded_tokens();
+  std::size_t wide = 0, coded = 0, group = 0;
+  for (const KnownSegment& known : manifest_.segments) {
+    auto segment = std::make_shared<KvSegment>();
+    segment->rows = known.tokens();
+    segment->rotation = known.rotation;
+    segment->owner = file_.file().owner();
+    if (known.wide) {
+      segment->k = at("k", wide * wide_row);
+      segment->v = at("v", wide * wide_row);
+      segment->layer_stride = wide_rows * wide_row;
+      wide += known.tokens();
+    } else {
+      const std::size_t v_scales = 2 * manifest_.kv_heads;
+      segment->k = at("k_codes", coded * code_row);
+      segment->v = at("v_codes", coded * code_row);
+      segment->layer_stride = coded_rows * code_row;
+      segment->scales =
+          ops::KvScales{.bits = bits,
+                        .k = reinterpret_cast<const f16*>(at("k_scales", group * 2 * width * sizeof(f16))),
+                        .v = reinterpret_cast<const f16*>(at("v_scales", coded * v_scales * sizeof(f16))),
+                        .k_stride = manifest_.groups() * 2 * width,
+                        .v_stride = coded_rows * v_scales};
+      coded += known.tokens();
+      group += groups_of(known.tokens());
+    }
+    segments_.push_back(std::move(segment));
+  }
+}
+
+std::string_view KnowledgeFile::document_text(std::size_t document) const {
+  const DocumentSpan& span = manifest_.documents[document].span;
+  return prompt_.substr(span.text_begin, span.text_end - span.text_begin);
 }
 
 }  // namespace modicum::cag

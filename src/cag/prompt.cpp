@@ -43,6 +43,49 @@ void find_resume_point(const Tokenizer& tokenizer, const PromptFormat& format, S
   }
 }
 
+void append_document(SharedPrompt& prompt, const Document& document) {
+  prompt.text += "[" + document.name + "]\n";
+  const std::size_t begin = prompt.text.size();
+  prompt.text += document.text;
+  prompt.documents.push_back({.text_begin = begin, .text_end = prompt.text.size()});
+  prompt.text += "\n\n";
+}
+
+/// Adds an encoding of the text from `byte` on.
+void append_tokens(SharedPrompt& prompt, const Encoding& encoding, std::size_t byte) {
+  std::size_t reached = 0;
+  for (std::size_t i = 0; i < encoding.ids.size(); ++i) {
+    // Tokens that the post-processor added stand for no bytes; they count as standing where the text has got
+    // to.
+    if (encoding.offsets[i].end > encoding.offsets[i].begin) reached = encoding.offsets[i].begin;
+    prompt.begins.push_back(byte + reached);
+  }
+  prompt.ids.insert(prompt.ids.end(), encoding.ids.begin(), encoding.ids.end());
+}
+
+/// Where to cut a text into parts of about `most` tokens: the last line end before the limit, or the limit
+/// itself where a line is longer.
+std::vector<std::pair<std::size_t, std::size_t>> parts_of(const Tokenizer& tokenizer, std::string_view text,
+                                                          std::size_t most) {
+  std::vector<std::pair<std::size_t, std::size_t>> parts;
+  const Encoding encoding = tokenizer.encode(std::string(text), AddSpecial::no);
+  std::size_t begin = 0;
+  std::size_t token = 0;
+  while (encoding.ids.size() - token > most) {
+    const std::size_t limit = encoding.offsets[token + most].begin;
+    std::size_t cut = text.rfind('\n', limit == 0 ? 0 : limit - 1);
+    cut = cut == std::string_view::npos || cut + 1 <= begin ? limit : cut + 1;
+    // Tokens of bytes can end within a character.
+    while (cut > begin + 1 && (static_cast<unsigned char>(text[cut]) & 0xc0u) == 0x80u) --cut;
+    if (cut <= begin) break;
+    parts.emplace_back(begin, cut - begin);
+    begin = cut;
+    while (token < encoding.ids.size() && encoding.offsets[token].begin < begin) ++token;
+  }
+  if (begin < text.size()) parts.emplace_back(begin, text.size() - begin);
+  return parts;
+}
+
 void find_document_tokens(SharedPrompt& prompt) {
   for (DocumentSpan& span : prompt.documents) {
     const auto token_at = [&](std::size_t byte) {
@@ -60,13 +103,7 @@ SharedPrompt make_shared_prompt(const Tokenizer& tokenizer, const PromptFormat& 
                                 std::span<const Document> documents) {
   SharedPrompt prompt;
   prompt.text = format.before_documents;
-  for (const Document& document : documents) {
-    prompt.text += "[" + document.name + "]\n";
-    const std::size_t begin = prompt.text.size();
-    prompt.text += document.text;
-    prompt.documents.push_back({.text_begin = begin, .text_end = prompt.text.size()});
-    prompt.text += "\n\n";
-  }
+  for (const Document& document : documents) append_document(prompt, document);
   prompt.text += format.before_question;
   Encoding encoding = tokenizer.encode(prompt.text, added(format, true));
   std::size_t stable = encoding.ids.size();
@@ -76,16 +113,35 @@ SharedPrompt make_shared_prompt(const Tokenizer& tokenizer, const PromptFormat& 
     stable = std::min(stable, common_prefix(encoding.ids, whole.ids));
   }
   encoding.ids.resize(stable);
-  prompt.ids = std::move(encoding.ids);
-  std::size_t reached = 0;
-  for (std::size_t i = 0; i < stable; ++i) {
-    // Tokens that the post-processor added stand for no bytes; they count as standing where the text has got
-    // to.
-    if (encoding.offsets[i].end > encoding.offsets[i].begin) reached = encoding.offsets[i].begin;
-    prompt.begins.push_back(reached);
-  }
+  append_tokens(prompt, encoding, 0);
+  prompt.segments = {{.token_begin = 0, .token_end = prompt.ids.size(), .document = {}}};
   find_document_tokens(prompt);
   find_resume_point(tokenizer, format, prompt);
+  return prompt;
+}
+
+SharedPrompt make_block_prompt(const Tokenizer& tokenizer, const PromptFormat& format,
+                               std::span<const Document> documents, std::size_t segment_tokens) {
+  SharedPrompt prompt;
+  prompt.text = format.before_documents;
+  const auto add_segment = [&](const Encoding& encoding, std::size_t byte,
+                               std::optional<std::size_t> document) {
+    const std::size_t begin = prompt.ids.size();
+    append_tokens(prompt, encoding, byte);
+    if (prompt.ids.size() > begin) prompt.segments.push_back({begin, prompt.ids.size(), document});
+  };
+  add_segment(tokenizer.encode(prompt.text, added(format, true)), 0, std::nullopt);
+  for (std::size_t i = 0; i < documents.size(); ++i) {
+    const std::size_t begin = prompt.text.size();
+    append_document(prompt, documents[i]);
+    const std::string_view whole = std::string_view(prompt.text).substr(begin);
+    for (const auto& [first, size] : parts_of(tokenizer, whole, segment_tokens)) {
+      add_segment(tokenizer.encode(std::string(whole.substr(first, size)), AddSpecial::no), begin + first, i);
+    }
+  }
+  find_document_tokens(prompt);
+  prompt.resume_byte = prompt.text.size();
+  prompt.resume_token = prompt.ids.size();
   return prompt;
 }
 

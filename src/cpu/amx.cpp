@@ -9,6 +9,7 @@
 #include <bit>
 #include <cmath>
 #include <concepts>
+#include <cstring>
 
 #include <immintrin.h>
 #include <sys/syscall.h>
@@ -43,6 +44,8 @@ std::size_t packed_bytes(DType dtype, std::size_t tokens, std::size_t cols) {
 
 MODICUM_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,amx-tile,amx-bf16")
 namespace modicum::cpu::amx {
+
+using ops::kKeyTile;
 
 #include "avx512.inc"
 #include "tiles.inc"
@@ -99,41 +102,68 @@ struct Gated : GatedRows {
   }
 };
 
-/// C tiles 0 to 3, A tiles 4 and 5, B tile 6.
+/// C tiles 0 to 3, the common operand in tile 6, others in 4 and 5.
 struct Products {
   template <int J>
-  static void run(const bf16* a, std::size_t a_tile, std::size_t a_step, const bf16* b, std::size_t count,
-                  bool fresh, float* c) {
+  static void rows(const LaneKeys& keys, const bf16* b, std::size_t count, float* c) {
     // GCC's tile loads do not say that they read memory.
     asm volatile("" ::: "memory");
-    if (fresh) {
-      _tile_zero(0);
-      if constexpr (J > 1) _tile_zero(1);
-      if constexpr (J > 2) _tile_zero(2);
-      if constexpr (J > 3) _tile_zero(3);
-    } else {
-      _tile_loadd(0, c, 64);
-      if constexpr (J > 1) _tile_loadd(1, c + kTileFloats, 64);
-      if constexpr (J > 2) _tile_loadd(2, c + 2 * kTileFloats, 64);
-      if constexpr (J > 3) _tile_loadd(3, c + 3 * kTileFloats, 64);
-    }
-    for (std::size_t i = 0; i < count; ++i, a += a_step, b += kTileElements) {
+    const bf16* a = keys.data;
+    const std::size_t next = keys.next_keys;
+    const std::size_t stride = keys.stride * sizeof(bf16);
+    _tile_zero(0);
+    if constexpr (J > 1) _tile_zero(1);
+    if constexpr (J > 2) _tile_zero(2);
+    if constexpr (J > 3) _tile_zero(3);
+    for (std::size_t i = 0; i < count; ++i, a += keys.next_block, b += kTileElements) {
       _tile_loadd(6, b, 64);
-      _tile_loadd(4, a, 64);
+      _tile_loadd(4, a, stride);
       _tile_dpbf16ps(0, 4, 6);
       if constexpr (J > 1) {
-        _tile_loadd(5, a + a_tile, 64);
+        _tile_loadd(5, a + next, stride);
         _tile_dpbf16ps(1, 5, 6);
       }
       if constexpr (J > 2) {
-        _tile_loadd(4, a + 2 * a_tile, 64);
+        _tile_loadd(4, a + 2 * next, stride);
         _tile_dpbf16ps(2, 4, 6);
       }
       if constexpr (J > 3) {
-        _tile_loadd(5, a + 3 * a_tile, 64);
+        _tile_loadd(5, a + 3 * next, stride);
         _tile_dpbf16ps(3, 5, 6);
       }
     }
+    store<J>(c);
+  }
+
+  template <int J>
+  static void columns(const bf16* a, std::size_t, const bf16* b, std::size_t next, std::size_t count,
+                      float* c) {
+    asm volatile("" ::: "memory");
+    _tile_loadd(0, c, 64);
+    _tile_loadd(1, c + kTileFloats, 64);
+    if constexpr (J > 2) _tile_loadd(2, c + 2 * kTileFloats, 64);
+    if constexpr (J > 3) _tile_loadd(3, c + 3 * kTileFloats, 64);
+    for (std::size_t i = 0; i < count; ++i, a += kTileElements, b += kTileElements) {
+      _tile_loadd(6, a, 64);
+      _tile_loadd(4, b, 64);
+      _tile_dpbf16ps(0, 6, 4);
+      _tile_loadd(5, b + next, 64);
+      _tile_dpbf16ps(1, 6, 5);
+      if constexpr (J > 2) {
+        _tile_loadd(4, b + 2 * next, 64);
+        _tile_dpbf16ps(2, 6, 4);
+      }
+      if constexpr (J > 3) {
+        _tile_loadd(5, b + 3 * next, 64);
+        _tile_dpbf16ps(3, 6, 5);
+      }
+    }
+    store<J>(c);
+  }
+
+ private:
+  template <int J>
+  static void store(float* c) {
     _tile_stored(0, c, 64);
     if constexpr (J > 1) _tile_stored(1, c + kTileFloats, 64);
     if constexpr (J > 2) _tile_stored(2, c + 2 * kTileFloats, 64);

@@ -13,6 +13,8 @@
 MODICUM_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")
 namespace modicum::cpu::avx512bf16 {
 
+using ops::kKeyTile;
+
 struct Bf16Dot {
   using X = bf16;
   static constexpr std::size_t step = 32;
@@ -57,26 +59,52 @@ void pack(DType dtype, const float* x, std::size_t tokens, std::size_t cols, std
   }
 }
 
-/// 16 × 16 sums in registers; a pair of A's inputs is broadcast, a vector of B's serves 16 rows.
+/// 16 × 16 sums in registers; a pair of A's inputs is broadcast, a vector of B's serves R rows.
 struct Products {
   template <int J>
-  static void run(const bf16* a, std::size_t a_tile, std::size_t a_step, const bf16* b, std::size_t count,
-                  bool fresh, float* c) {
-    for (int j = 0; j < J; ++j, a += a_tile, c += 256) {
-      __m512 sums[16];
-      for (int r = 0; r < 16; ++r) sums[r] = fresh ? _mm512_setzero_ps() : _mm512_load_ps(c + r * 16);
-      for (std::size_t i = 0; i < count; ++i) {
-        for (std::size_t p = 0; p < 16; ++p) {
-          const auto lanes = (__m512bh)_mm512_load_si512(b + i * 512 + p * 32);
-          for (std::size_t r = 0; r < 16; ++r) {
-            std::int32_t pair;
-            std::memcpy(&pair, a + i * a_step + r * 32 + 2 * p, 4);
-            sums[r] = _mm512_dpbf16_ps(sums[r], lanes, (__m512bh)_mm512_set1_epi32(pair));
-          }
+  static void rows(const LaneKeys& keys, const bf16* b, std::size_t count, float* c) {
+    for (std::size_t j = 0; j < J; ++j, c += 256)
+      add<16, 1>(keys.data + j * keys.next_keys, keys.stride, keys.next_block, b, 0, count, true, c);
+  }
+
+  template <int J>
+  static void columns(const bf16* a, std::size_t lanes, const bf16* b, std::size_t next, std::size_t count,
+                      float* c) {
+    if (lanes <= 4) return few_columns<J, 4>(a, b, next, count, c);
+    if (lanes <= 8) return few_columns<J, 8>(a, b, next, count, c);
+    few_columns<J, 16>(a, b, next, count, c);
+  }
+
+ private:
+  template <int J, int R>
+  static void few_columns(const bf16* a, const bf16* b, std::size_t next, std::size_t count, float* c) {
+    constexpr int at_once = 16 / R < J ? 16 / R : J;
+    for (std::size_t j = 0; j < J; j += at_once, b += at_once * next, c += at_once * 256)
+      add<R, at_once>(a, 32, 512, b, next, count, false, c);
+  }
+
+  /// c[n][R][16] (+)= Σ_i a[i · a_step] · b[n · b_tile + i · 512], rows of A `stride` apart.
+  template <int R, int N>
+  static void add(const bf16* a, std::size_t stride, std::size_t a_step, const bf16* b, std::size_t b_tile,
+                  std::size_t count, bool fresh, float* c) {
+    __m512 sums[N][R];
+    for (int n = 0; n < N; ++n)
+      for (int r = 0; r < R; ++r)
+        sums[n][r] = fresh ? _mm512_setzero_ps() : _mm512_load_ps(c + n * 256 + r * 16);
+    for (std::size_t i = 0; i < count; ++i, a += a_step, b += 512) {
+      for (std::size_t p = 0; p < 16; ++p) {
+        __m512bh columns[N];
+        for (std::size_t n = 0; n < N; ++n) columns[n] = (__m512bh)_mm512_load_si512(b + n * b_tile + p * 32);
+        for (std::size_t r = 0; r < R; ++r) {
+          std::int32_t pair;
+          std::memcpy(&pair, a + r * stride + 2 * p, 4);
+          for (std::size_t n = 0; n < N; ++n)
+            sums[n][r] = _mm512_dpbf16_ps(sums[n][r], columns[n], (__m512bh)_mm512_set1_epi32(pair));
         }
       }
-      for (int r = 0; r < 16; ++r) _mm512_store_ps(c + r * 16, sums[r]);
     }
+    for (int n = 0; n < N; ++n)
+      for (int r = 0; r < R; ++r) _mm512_store_ps(c + n * 256 + r * 16, sums[n][r]);
   }
 };
 

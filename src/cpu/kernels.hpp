@@ -75,12 +75,18 @@ struct TileBuffer {
   alignas(kAlignment) float v[ops::kKeyTile * kMostHeadDim];
 };
 
-/// Rows of keys and values of one head: elements `stride` apart from row to row.
+/// Rows of keys and values of one head, as elements or as codes (see ops::KvScales).
 struct KeyRows {
   const void* k = nullptr;
-  const void* v = nullptr;
-  std::size_t stride = 0;
+  const void* v = nullptr;  ///< `load_keys`: or null, for keys alone
+  std::size_t stride = 0;   ///< from row to row, in elements (of codes: in bytes)
   std::size_t count = 0;
+  int bits = 0;                   ///< of a code; 0 for elements
+  std::size_t first = 0;          ///< of the rows, within its group of ops::kKeyGroup
+  const f16* k_scales = nullptr;  ///< of that group: [2 (scale, offset)][width], of which this head's count
+  const f16* v_scales = nullptr;  ///< of the first row: [kv_heads][2 (scale, offset)], from this head on
+  std::size_t width = 0;          ///< kv_heads · head_dim
+  std::size_t kv_heads = 0;
 };
 
 /// One query row's running softmax over the tiles seen so far.
@@ -94,11 +100,21 @@ struct SoftmaxRow {
   alignas(kAlignment) float p[ops::kKeyTile];  ///< scores, then weights, of the current tile
 };
 
+/// Keys of a tile as rows of 16 × 32: those of key block i and block b of 32 elements of head_dim begin at
+/// data + i · next_keys + b · next_block, `stride` elements apart.
+struct LaneKeys {
+  const bf16* data = nullptr;
+  std::size_t stride = 0;
+  std::size_t next_keys = 0;
+  std::size_t next_block = 0;
+};
+
 /// A tile of bf16 keys and values of one key head for kernels whose lanes are query rows.
 struct alignas(kAlignment) LaneTile {
-  bf16 k[ops::kKeyTile * kMostHeadDim];   ///< [16 keys][32 of head_dim][16][32]
-  bf16 v[ops::kKeyTile * kMostHeadDim];   ///< [key][head_dim]
-  bf16 vt[ops::kKeyTile * kMostHeadDim];  ///< [16 of head_dim][32 keys][16][32]
+  bf16 k[ops::kKeyTile * kMostHeadDim];      ///< [16 keys][32 of head_dim][16][32]
+  bf16 v[ops::kKeyTile * kMostHeadDim];      ///< [key][head_dim], of tiles that are put together
+  bf16 pairs[ops::kKeyTile * kMostHeadDim];  ///< values: [16 of head_dim][32 keys][16 pairs][16][2]
+  LaneKeys keys;                             ///< in k, or where they lie
 };
 
 /// The running softmax of 16 query rows.
@@ -107,7 +123,8 @@ struct alignas(kAlignment) QueryLanes {
   float sum[16];           ///< Σ p
   std::int32_t first[16];  ///< keys [first, last) of the current tile are seen
   std::int32_t last[16];
-  float* o = nullptr;  ///< [head_dim][16]: Σ p v, rows in the kernel's order
+  std::size_t used = 16;  ///< lanes before this one have a row
+  float* o = nullptr;     ///< [16 of head_dim][16 lanes][16]: Σ p v, elements in the kernel's order
 };
 inline constexpr float kNothingSeen = -1e30f;
 
@@ -116,9 +133,10 @@ struct LaneKernels {
   /// Before and after the other calls of a task, on its thread.
   void (*enter)();
   void (*leave)();
-  /// Fills keys [begin, begin + rows.count) of `tile`.
+  /// Fills keys [begin, begin + rows.count) of `tile`; `finish` makes a tile of `count` keys ready.
   void (*load)(const KeyRows& rows, std::size_t head_dim, std::size_t begin, LaneTile& tile);
-  /// Makes a tile of `count` keys ready.
+  /// Makes a tile ready that `rows` fill. With `in_place`, keys may stay where they lie.
+  void (*load_whole)(const KeyRows& rows, std::size_t head_dim, bool in_place, LaneTile& tile);
   void (*finish)(LaneTile& tile, std::size_t count, std::size_t head_dim);
   /// Packs 16 rows (null: idle lanes) of f32 [head_dim] to bf16 [16 · head_dim].
   void (*pack)(const float* const* rows, std::size_t head_dim, bf16* to);
@@ -148,7 +166,8 @@ struct KernelTable {
   /// p[j] = scale · dot(q, k[j]) for j in [first, last) of the tile, for `count` rows.
   void (*scores)(SoftmaxRow* rows, std::size_t count, const TileBuffer& tile, std::size_t head_dim,
                  float scale, std::uint32_t first, std::uint32_t last);
-  /// Turns scores into weights and adds weights · values to each row.
+  /// Turns scores into weights e^(score − most), moves `most` and `sum` on and adds weights · values to each
+  /// row; with head_dim 0, no values.
   void (*accumulate)(SoftmaxRow* rows, std::size_t count, const TileBuffer& tile, std::size_t head_dim);
   void (*rms_norm)(const float* x, const float* weight, float eps, std::size_t n, float* y);
   void (*silu_mul)(float* gate, const float* up, std::size_t n);

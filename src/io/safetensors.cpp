@@ -124,9 +124,9 @@ SafetensorsHeader parse_safetensors(std::span<const std::byte> file, std::string
   return header;
 }
 
-SafetensorsFile SafetensorsFile::open(const std::filesystem::path& path) {
+SafetensorsFile SafetensorsFile::open(const std::filesystem::path& path, Guard guard) {
   SafetensorsFile result;
-  result.file_ = MappedFile(path);
+  result.file_ = MappedFile(path, guard);
   result.header_ =
       std::make_shared<const SafetensorsHeader>(parse_safetensors(result.file_.bytes(), path.string()));
   return result;

@@ -94,14 +94,14 @@ void SafetensorsWriter::append(std::span<const std::byte> bytes) {
   written_ += bytes.size();
 }
 
-void SafetensorsWriter::commit() {
+void SafetensorsWriter::commit(const std::optional<FileIdentity>& replaced) {
   if (remaining() != 0) {
     fail({.op = kOp,
           .what = "data of " + quote(file_.path().string()),
           .expected = std::to_string(expected_) + " bytes",
           .got = std::to_string(written_)});
   }
-  file_.commit();
+  replaced ? file_.commit_over(*replaced) : file_.commit();
 }
 
 }  // namespace modicum

@@ -7,6 +7,7 @@
 #include <modicum/base/error.hpp>
 #include <modicum/model/transformer.hpp>
 #include <modicum/ops/attention.hpp>
+#include <modicum/ops/attention_mass.hpp>
 #include <modicum/ops/elementwise.hpp>
 #include <modicum/ops/matmul.hpp>
 
@@ -22,20 +23,21 @@ constexpr std::size_t kChunkRows = 512;
 
 /// One token that is being read.
 struct Transformer::Row {
-  std::size_t extension = 0;
-  std::size_t offset = 0;  ///< within the extension's node
+  std::size_t leaf = 0;
+  std::size_t offset = 0;  ///< within the leaf's node
   std::size_t position = 0;
 };
 
 /// One call of `extend`.
 struct Transformer::Pass {
-  std::span<const Extension> extensions;
-  std::vector<Branch> leaves;
+  std::span<const Branch> leaves;
+  std::vector<std::span<const TokenId>> tokens;  ///< of each leaf's own node
   std::vector<Row> rows;
-  std::vector<std::vector<const ops::KeyTile*>> tiles;  ///< by extension
+  std::vector<std::vector<const ops::KeyTile*>> tiles;  ///< by leaf
   std::vector<std::size_t> origins;                     ///< that keys' rotations count from; the first is 0
   Matrix* all_hidden = nullptr;
   const Progress* progress = nullptr;
+  AttentionProbe* probe = nullptr;
 };
 
 /// Activations of one chunk; kept so that a step allocates nothing.
@@ -123,32 +125,42 @@ void Transformer::check(const KvTree& tree, std::span<const Extension> extension
 std::vector<Branch> Transformer::extend(const KvTree& tree, std::span<const Extension> extensions,
                                         Matrix* all_hidden, const Progress& progress) const {
   check(tree, extensions);
+  std::vector<Branch> leaves;
+  for (const Extension& extension : extensions)
+    leaves.push_back(tree.grow(extension.parent, extension.tokens));
+  read(leaves, all_hidden, progress);
+  return leaves;
+}
+
+void Transformer::read(std::span<const Branch> nodes, Matrix* all_hidden, const Progress& progress,
+                       AttentionProbe* probe) const {
   const std::lock_guard lock(mutex_);
   Pass pass;
-  pass.extensions = extensions;
+  pass.leaves = nodes;
   pass.all_hidden = all_hidden;
   pass.progress = &progress;
+  pass.probe = probe;
   std::set<std::size_t> origins;
-  for (std::size_t e = 0; e < extensions.size(); ++e) {
-    const Extension& extension = extensions[e];
-    pass.leaves.push_back(tree.grow(extension.parent, extension.tokens));
-    pass.tiles.push_back(pass.leaves.back().tiles());
+  for (std::size_t leaf = 0; leaf < nodes.size(); ++leaf) {
+    pass.tokens.push_back(nodes[leaf].node_tokens());
+    pass.tiles.push_back(nodes[leaf].tiles());
     for (const ops::KeyTile* tile : pass.tiles.back()) {
       for (const ops::KeyRun& run : tile->runs) {
         if (run.origin != 0) origins.insert(run.origin);
       }
     }
-    for (std::size_t i = 0; i < extension.tokens.size(); ++i)
-      pass.rows.push_back({e, i, extension.parent.size() + i});
+    const std::size_t begin = nodes[leaf].size() - nodes[leaf].node_size();
+    for (std::size_t i = 0; i < pass.tokens.back().size(); ++i) pass.rows.push_back({leaf, i, begin + i});
   }
   pass.origins = {0};
   pass.origins.insert(pass.origins.end(), origins.begin(), origins.end());
   if (all_hidden != nullptr) *all_hidden = Matrix(pass.rows.size(), config_.hidden_size);
-  for (std::size_t first = 0; first < pass.rows.size(); first += kChunkRows) {
-    run_chunk(pass, first, std::min(kChunkRows, pass.rows.size() - first));
+  // Queries are kept once for every origin: many origins, fewer rows at a time.
+  const std::size_t rows = std::clamp<std::size_t>(8 * kChunkRows / pass.origins.size(), 16, kChunkRows);
+  for (std::size_t first = 0; first < pass.rows.size(); first += rows) {
+    run_chunk(pass, first, std::min(rows, pass.rows.size() - first));
   }
   report(progress, "extend", pass.rows.size(), pass.rows.size());
-  return std::move(pass.leaves);
 }
 
 void Transformer::run_chunk(const Pass& pass, std::size_t first, std::size_t count) const {
@@ -157,7 +169,7 @@ void Transformer::run_chunk(const Pass& pass, std::size_t first, std::size_t cou
   std::vector<TokenId> ids(count);
   for (std::size_t r = 0; r < count; ++r) {
     const Row& row = pass.rows[first + r];
-    ids[r] = pass.extensions[row.extension].tokens[row.offset];
+    ids[r] = pass.tokens[row.leaf][row.offset];
   }
   ops::gather_rows(weights_.embedding, ids, w.x.data());
   for (std::size_t i = 0; i < pass.origins.size(); ++i) {
@@ -174,8 +186,8 @@ void Transformer::run_chunk(const Pass& pass, std::size_t first, std::size_t cou
     const Row& row = pass.rows[first + r];
     const float* hidden = w.h.data() + r * width;
     if (pass.all_hidden != nullptr) std::copy_n(hidden, width, pass.all_hidden->row(first + r).data());
-    if (row.offset + 1 == pass.extensions[row.extension].tokens.size()) {
-      pass.leaves[row.extension].set_hidden({hidden, hidden + width});
+    if (row.offset + 1 == pass.tokens[row.leaf].size()) {
+      pass.leaves[row.leaf].set_hidden({hidden, hidden + width});
     }
   }
 }
@@ -214,7 +226,7 @@ void Transformer::write_keys(const Pass& pass, std::size_t layer, std::size_t fi
     using T = decltype(t);
     for (std::size_t r = 0; r < count; ++r) {
       const Row& row = pass.rows[first + r];
-      const auto [k, v] = pass.leaves[row.extension].write_row(layer, row.offset);
+      const auto [k, v] = pass.leaves[row.leaf].write_row(layer, row.offset);
       for (std::size_t i = 0; i < width; ++i) {
         reinterpret_cast<T*>(k)[i] = from_f32<T>(w.k[r * width + i]);
         reinterpret_cast<T*>(v)[i] = from_f32<T>(w.v[r * width + i]);
@@ -239,9 +251,8 @@ void Transformer::attend(const Pass& pass, std::size_t layer, std::size_t first,
   for (std::size_t r = 0; r < count;) {
     const Row& row = pass.rows[first + r];
     std::size_t end = r;
-    while (end < count && pass.rows[first + end].extension == row.extension) ++end;
-    groups.push_back(
-        {.row = r, .count = end - r, .position = row.position, .tiles = pass.tiles[row.extension]});
+    while (end < count && pass.rows[first + end].leaf == row.leaf) ++end;
+    groups.push_back({.row = r, .count = end - r, .position = row.position, .tiles = pass.tiles[row.leaf]});
     r = end;
   }
   const ops::AttentionShape shape{
@@ -253,6 +264,23 @@ void Transformer::attend(const Pass& pass, std::size_t layer, std::size_t first,
       .window = config_.sliding_window.empty() ? 0 : config_.sliding_window[layer],
       .scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim))};
   ops::attention(pool_, shape, queries, groups, w.attended.data());
+  if (pass.probe != nullptr) watch(pass, shape, queries, first, count);
+}
+
+void Transformer::watch(const Pass& pass, const ops::AttentionShape& shape,
+                        std::span<const ops::RotatedQueries> queries, std::size_t first,
+                        std::size_t count) const {
+  AttentionProbe& probe = *pass.probe;
+  if (shape.layer < probe.first_layer || (shape.layer - probe.first_layer) % probe.layer_step != 0) return;
+  const std::size_t begin = std::max(first, probe.first_row);
+  if (begin >= first + count) return;
+  const Row& row = pass.rows[begin];
+  const ops::QueryGroup group{.row = begin - first,
+                              .count = first + count - begin,
+                              .position = row.position,
+                              .tiles = pass.tiles[row.leaf]};
+  probe.mass.resize(std::max(probe.mass.size(), group.position + group.count));
+  ops::attention_mass(pool_, shape, queries, {&group, 1}, probe.mass.data());
 }
 
 void Transformer::feed_forward(const LayerWeights& layer, std::size_t count) const {

@@ -8,42 +8,30 @@
 namespace modicum::ops {
 namespace {
 
-/// Query tokens that one task takes through all tiles. With g heads a key head, a tile of 64 keys that was
-/// made ready once serves 32 g rows, and their running sums stay in the second-level cache.
-constexpr std::size_t kBlockTokens = 32;
-
-/// Blocks of at most kBlockTokens queries, in order; a block may hold queries of several groups.
-std::vector<std::vector<Part>> split_into_blocks(std::span<const QueryGroup> groups) {
-  std::vector<std::vector<Part>> blocks;
-  std::size_t room = 0;
-  for (const QueryGroup& group : groups) {
-    for (std::size_t first = 0; first < group.count;) {
-      if (room == 0) {
-        blocks.emplace_back();
-        room = kBlockTokens;
-      }
-      const std::size_t count = std::min(room, group.count - first);
-      blocks.back().push_back({&group, first, count});
-      first += count;
-      room -= count;
-    }
-  }
-  return blocks;
-}
-
 /// Too few blocks for the threads, over many keys: chunks of keys are tasks of their own, merged at the end.
+/// A task takes all key heads, as they lie beside each other in memory, or fewer where tasks are few.
 void attend_by_chunks(ThreadPool& pool, std::span<const AttentionBlock> blocks) {
+  const std::size_t kv_heads = blocks.front().shape.kv_heads;
   std::size_t chunks = 0;
-  for (const AttentionBlock& block : blocks) chunks = std::max(chunks, LaneAttention::chunks(block));
-  std::vector<LaneMemory> parts(blocks.size() * chunks);
-  pool.run(parts.size(), [&](std::size_t task) {
-    const AttentionBlock& block = blocks[task / chunks];
-    const std::size_t c = task % chunks;
-    if (c < LaneAttention::chunks(block)) LaneAttention(block).run_chunk(c, parts[task]);
+  for (const AttentionBlock& block : blocks) chunks = std::max(chunks, block.chunks());
+  std::size_t heads = kv_heads;
+  const auto tasks = [&] { return blocks.size() / kv_heads * chunks * ((kv_heads + heads - 1) / heads); };
+  while (heads > 1 && tasks() < 4 * pool.size()) heads = (heads + 1) / 2;
+  const std::size_t tasks_a_chunk = (kv_heads + heads - 1) / heads;
+
+  std::vector<LaneMemory> parts(blocks.size() * chunks);  // [queries][chunk][key head]
+  pool.run(tasks(), [&](std::size_t task) {
+    const std::size_t head = task % tasks_a_chunk * heads;
+    const std::size_t c = task / tasks_a_chunk % chunks;
+    const std::size_t queries = task / tasks_a_chunk / chunks;
+    const auto own = blocks.subspan(queries * kv_heads + head, std::min(heads, kv_heads - head));
+    if (c >= own.front().chunks()) return;
+    LaneAttention::run_chunk(own, c,
+                             std::span(parts).subspan((queries * chunks + c) * kv_heads + head, own.size()));
   });
   pool.run(blocks.size(), [&](std::size_t i) {
-    const auto own = std::span(parts).subspan(i * chunks, LaneAttention::chunks(blocks[i]));
-    LaneAttention(blocks[i]).finish(own);
+    LaneMemory* const first = &parts[i / kv_heads * chunks * kv_heads + i % kv_heads];
+    LaneAttention(blocks[i]).finish(first, kv_heads);
   });
 }
 
@@ -58,7 +46,7 @@ void attention(ThreadPool& pool, const AttentionShape& shape, std::span<const Ro
   }
   const bool lanes =
       cpu::kernels().lanes != nullptr && shape.kv_dtype == DType::bf16 && shape.head_dim % 32 == 0;
-  if (lanes && blocks.size() < 4 * pool.size() && LaneAttention::chunks(blocks.front()) > 1) {
+  if (lanes && blocks.size() < 4 * pool.size() && blocks.front().chunks() > 1) {
     return attend_by_chunks(pool, blocks);
   }
   pool.run(blocks.size(),

@@ -14,6 +14,14 @@
 
 namespace modicum::ops {
 
+/// Keys are summed in chunks of this many tiles, each from nothing, which are then merged in order: a chunk
+/// can be another thread's, and the result does not tell.
+inline constexpr std::size_t kChunkTiles = 32;
+
+/// Query tokens that one task takes through all tiles. With g heads a key head, a tile of 64 keys that was
+/// made ready once serves 32 g rows, and their running sums stay in the second-level cache.
+inline constexpr std::size_t kBlockTokens = 32;
+
 /// Consecutive queries of one group within a block.
 struct Part {
   const QueryGroup* group = nullptr;
@@ -23,6 +31,25 @@ struct Part {
   std::size_t first_position() const { return group->position + first; }
   std::size_t last_position() const { return group->position + first + count - 1; }
 };
+
+/// Blocks of at most kBlockTokens queries, in order; a block may hold queries of several groups.
+inline std::vector<std::vector<Part>> split_into_blocks(std::span<const QueryGroup> groups) {
+  std::vector<std::vector<Part>> blocks;
+  std::size_t room = 0;
+  for (const QueryGroup& group : groups) {
+    for (std::size_t first = 0; first < group.count;) {
+      if (room == 0) {
+        blocks.emplace_back();
+        room = kBlockTokens;
+      }
+      const std::size_t count = std::min(room, group.count - first);
+      blocks.back().push_back({&group, first, count});
+      first += count;
+      room -= count;
+    }
+  }
+  return blocks;
+}
 
 /// One key head and one block of queries. Its rows are the queries in order, each with the heads that share
 /// the key head.
@@ -45,6 +72,7 @@ struct AttentionBlock {
     for (const Part& part : parts) tiles = std::max(tiles, part.last_position() / kKeyTile + 1);
     return tiles;
   }
+  std::size_t chunks() const { return (tiles() + kChunkTiles - 1) / kChunkTiles; }
 
   /// Null where no query of the part sees a key of tile t.
   const KeyTile* tile_of(const Part& part, std::size_t t) const {
@@ -66,9 +94,27 @@ struct AttentionBlock {
   /// Where a run's keys and values of this head begin.
   cpu::KeyRows keys(const KeyRun& run) const {
     const std::size_t width = shape.kv_heads * shape.head_dim;
+    if (run.scales != nullptr) return codes(run, width);
     const std::size_t at = shape.layer * run.layer_stride +
                            (run.first * width + kv_head * shape.head_dim) * size_of(shape.kv_dtype);
-    return {run.k + at, run.v + at, width, run.count};
+    return {.k = run.k + at, .v = run.v + at, .stride = width, .count = run.count};
+  }
+  cpu::KeyRows codes(const KeyRun& run, std::size_t width) const {
+    const KvScales& scales = *run.scales;
+    const auto bits = static_cast<std::size_t>(scales.bits);
+    const std::size_t at =
+        shape.layer * run.layer_stride + (run.first * width + kv_head * shape.head_dim) * bits / 8;
+    return {.k = run.k + at,
+            .v = run.v + at,
+            .stride = width * bits / 8,
+            .count = run.count,
+            .bits = scales.bits,
+            .first = run.first % kKeyGroup,
+            .k_scales = scales.k + shape.layer * scales.k_stride + run.first / kKeyGroup * 2 * width +
+                        kv_head * shape.head_dim,
+            .v_scales = scales.v + shape.layer * scales.v_stride + (run.first * shape.kv_heads + kv_head) * 2,
+            .width = width,
+            .kv_heads = shape.kv_heads};
   }
 
   const float* queries_for(std::size_t origin) const {

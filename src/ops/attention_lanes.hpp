@@ -7,36 +7,60 @@
 
 namespace modicum::ops {
 
-/// Keys are summed in chunks of this many tiles, each from nothing, which are then merged in order: a chunk
-/// can be another thread's, and the result does not tell.
-inline constexpr std::size_t kChunkTiles = 32;
+/// Bytes aligned to kAlignment that grow, without keeping what they held.
+class AlignedBytes {
+ public:
+  template <class T>
+  T* room_for(std::size_t count) {
+    if (size_ < count * sizeof(T)) {
+      data_.reset(
+          static_cast<std::byte*>(::operator new(count * sizeof(T), std::align_val_t{cpu::kAlignment})));
+      size_ = count * sizeof(T);
+    }
+    return reinterpret_cast<T*>(data_.get());
+  }
+
+ private:
+  struct Free {
+    void operator()(std::byte* p) const { ::operator delete(p, std::align_val_t{cpu::kAlignment}); }
+  };
+  std::unique_ptr<std::byte[], Free> data_;
+  std::size_t size_ = 0;
+};
 
 /// Memory for the states and packed queries of a block's rows, 16 at a time.
 class LaneMemory {
  public:
-  void prepare(std::size_t lanes, std::size_t head_dim) {
-    const std::size_t need = lanes * 16 * head_dim * sizeof(float);
-    states_.resize(std::max(states_.size(), lanes));
-    if (sums_bytes_ < need) {
-      sums_.reset(static_cast<float*>(::operator new(need, std::align_val_t{cpu::kAlignment})));
-      sums_bytes_ = need;
+  /// States that have seen nothing.
+  void prepare(std::size_t rows, std::size_t head_dim) {
+    lanes_ = (rows + 15) / 16;
+    head_dim_ = head_dim;
+    states_.resize(std::max(states_.size(), lanes_));
+    float* const o = sums_.room_for<float>(lanes_ * 16 * head_dim);
+    std::fill_n(o, lanes_ * 16 * head_dim, 0.0f);
+    for (std::size_t i = 0; i < lanes_; ++i) {
+      cpu::QueryLanes& state = states_[i];
+      state.o = o + i * 16 * head_dim;
+      state.used = std::min<std::size_t>(16, rows - i * 16);
+      std::fill_n(state.most, 16, cpu::kNothingSeen);
+      std::fill_n(state.sum, 16, 0.0f);
     }
-    for (std::size_t i = 0; i < lanes; ++i) states_[i].o = sums_.get() + i * 16 * head_dim;
   }
-  static void clear(cpu::QueryLanes& state, std::size_t head_dim) {
-    std::fill_n(state.most, 16, cpu::kNothingSeen);
-    std::fill_n(state.sum, 16, 0.0f);
-    std::fill_n(state.o, 16 * head_dim, 0.0f);
+  void make_room_for_queries(std::size_t origins) {
+    queries_ = packed_.room_for<bf16>(origins * lanes_ * 16 * head_dim_);
   }
   cpu::QueryLanes& operator[](std::size_t i) { return states_[i]; }
+  /// [16 · head_dim] of the i-th lanes, in the form for the keys of an origin.
+  bf16* queries(std::size_t origin, std::size_t i) const {
+    return queries_ + (origin * lanes_ + i) * 16 * head_dim_;
+  }
 
  private:
-  struct Free {
-    void operator()(float* p) const { ::operator delete(p, std::align_val_t{cpu::kAlignment}); }
-  };
+  std::size_t lanes_ = 0;
+  std::size_t head_dim_ = 0;
   std::vector<cpu::QueryLanes> states_;
-  std::unique_ptr<float[], Free> sums_;
-  std::size_t sums_bytes_ = 0;
+  bf16* queries_ = nullptr;
+  AlignedBytes sums_, packed_;
 };
 
 /// Attention of bf16 keys and values with 16 rows at a time.
@@ -48,38 +72,41 @@ class LaneAttention {
         lanes_((block.rows() + 15) / 16),
         space_(workspace()) {}
 
-  static std::size_t chunks(const AttentionBlock& block) {
-    return (block.tiles() + kChunkTiles - 1) / kChunkTiles;
-  }
-
   /// The whole block.
   void run() {
     kernels_.enter();
-    pack();
-    const std::size_t all = chunks(block_);
-    space_.total.prepare(lanes_, head_dim());
-    space_.part.prepare(lanes_, head_dim());
-    for (std::size_t c = first_chunk(); c < all; ++c) {
-      chunk(c, c == first_chunk() ? space_.total : space_.part);
-      if (c != first_chunk()) merge(space_.total, space_.part);
+    for (std::size_t c = first_chunk(); c < block_.chunks(); ++c) {
+      LaneMemory& to = c == first_chunk() ? space_.total : space_.part;
+      to.prepare(block_.rows(), head_dim());
+      if (c == first_chunk()) pack(to);
+      for (std::size_t t = c * kChunkTiles; t < end_of(c); ++t) meet(t, space_.total, to);
+      if (c != first_chunk()) merge(space_.total, to);
     }
     write(space_.total);
     kernels_.leave();
   }
 
-  /// Chunk c alone, to `to`.
-  void run_chunk(std::size_t c, LaneMemory& to) {
-    kernels_.enter();
-    pack();
-    to.prepare(lanes_, head_dim());
-    chunk(c, to);
-    kernels_.leave();
+  /// Chunk c of blocks that differ in their key head alone, to `to`. Memory is read as it lies: a tile's keys
+  /// of all these heads, then the next tile's.
+  static void run_chunk(std::span<const AttentionBlock> blocks, std::size_t c, std::span<LaneMemory> to) {
+    std::vector<LaneAttention> heads(blocks.begin(), blocks.end());
+    heads.front().kernels_.enter();
+    for (std::size_t i = 0; i < heads.size(); ++i) {
+      to[i].prepare(blocks[i].rows(), heads[i].head_dim());
+      heads[i].pack(to[i]);
+    }
+    for (std::size_t t = c * kChunkTiles; t < heads.front().end_of(c); ++t) {
+      for (std::size_t i = 0; i < heads.size(); ++i) heads[i].meet(t, to[i], to[i]);
+    }
+    heads.front().kernels_.leave();
   }
 
-  /// Merges `chunks`, one after another from the first that is seen, and writes the result.
-  void finish(std::span<LaneMemory> chunks) {
-    for (std::size_t c = first_chunk() + 1; c < chunks.size(); ++c) merge(chunks[first_chunk()], chunks[c]);
-    write(chunks[first_chunk()]);
+  /// Merges chunks that lie `stride` apart, one after another from the first that is seen, and writes the
+  /// result.
+  void finish(LaneMemory* chunks, std::size_t stride) {
+    LaneMemory& total = chunks[first_chunk() * stride];
+    for (std::size_t c = first_chunk() + 1; c < block_.chunks(); ++c) merge(total, chunks[c * stride]);
+    write(total);
   }
 
  private:
@@ -89,7 +116,6 @@ class LaneAttention {
     alignas(cpu::kAlignment) float scores[ops::kKeyTile * 16];
     alignas(cpu::kAlignment) float other_scores[ops::kKeyTile * 16];
     LaneMemory total, part;
-    std::vector<cpu::LaneTile> packed;  ///< aligned room for queries: [origin][lanes][16 · head_dim]
   };
 
   static Workspace& workspace() {
@@ -100,21 +126,16 @@ class LaneAttention {
   std::size_t head_dim() const { return block_.shape.head_dim; }
   /// The same for every row, so that a window's rows agree on where sums begin: 0.
   std::size_t first_chunk() const { return 0; }
+  std::size_t end_of(std::size_t c) const { return std::min(block_.tiles(), (c + 1) * kChunkTiles); }
 
-  bf16* packed(std::size_t origin, std::size_t lanes) {
-    return reinterpret_cast<bf16*>(space_.packed.data()) + (origin * lanes_ + lanes) * 16 * head_dim();
-  }
-
-  void pack() {
-    const std::size_t bytes = block_.q.size() * lanes_ * 16 * head_dim() * sizeof(bf16);
-    const std::size_t need = (bytes + sizeof(cpu::LaneTile) - 1) / sizeof(cpu::LaneTile);
-    if (space_.packed.size() < need) space_.packed.resize(need);
+  void pack(LaneMemory& to) {
+    to.make_room_for_queries(block_.q.size());
     for (std::size_t i = 0; i < block_.q.size(); ++i) {
       const float* rows[16] = {};
       std::size_t lane = 0;
       const auto flush = [&](std::size_t row) {
         if (lane == 0) return;
-        kernels_.pack(rows, head_dim(), packed(i, (row - 1) / 16));
+        kernels_.pack(rows, head_dim(), to.queries(i, (row - 1) / 16));
         std::fill_n(rows, 16, nullptr);
         lane = 0;
       };
@@ -128,62 +149,78 @@ class LaneAttention {
     }
   }
 
-  void chunk(std::size_t c, LaneMemory& to) {
-    for (std::size_t i = 0; i < lanes_; ++i) LaneMemory::clear(to[i], head_dim());
-    const std::size_t end = std::min(block_.tiles(), (c + 1) * kChunkTiles);
-    for (std::size_t t = c * kChunkTiles; t < end; ++t) {
-      block_.walk(t, [&](const KeyTile& tile, std::size_t part_begin, std::size_t part_end, std::size_t row,
-                         std::size_t rows) { meet(to, tile, part_begin, part_end, row, rows); });
-    }
+  /// Moves `to` on by tile t, whose keys the queries that `packed` holds meet.
+  void meet(std::size_t t, const LaneMemory& packed, LaneMemory& to) {
+    block_.walk(t, [&](const KeyTile& tile, std::size_t part_begin, std::size_t part_end, std::size_t row,
+                       std::size_t rows) { meet(packed, to, tile, part_begin, part_end, row, rows); });
   }
 
-  void meet(LaneMemory& to, const KeyTile& tile, std::size_t part_begin, std::size_t part_end,
-            std::size_t row, std::size_t count) {
-    std::size_t begin = 0;
-    for (const KeyRun& run : tile.runs) {
-      kernels_.load(block_.keys(run), head_dim(), begin, space_.tile);
-      begin += run.count;
-    }
-    kernels_.finish(space_.tile, tile.count, head_dim());
+  void meet(const LaneMemory& packed, LaneMemory& to, const KeyTile& tile, std::size_t part_begin,
+            std::size_t part_end, std::size_t row, std::size_t count) {
     const std::size_t first_lanes = row / 16;
     const std::size_t end_lanes = (row + count + 15) / 16;
     for (std::size_t i = first_lanes; i < end_lanes; ++i) {
       std::fill_n(to[i].first, 16, 0);
       std::fill_n(to[i].last, 16, 0);
+      // Nobody reads what lanes without a row sum up; that they see all keys saves the masks.
+      std::fill(to[i].last + to[i].used, to[i].last + 16, static_cast<std::int32_t>(kKeyTile));
     }
+    std::uint32_t keys = 0;
     block_.for_each_query(part_begin, part_end, row, [&](const Part& part, std::size_t n, std::size_t at) {
       const auto [first, last] = block_.seen(tile, part.first_position() + n);
+      keys = std::max(keys, last);
       for (std::size_t r = at; r < at + block_.heads(); ++r) {
         to[r / 16].first[r % 16] = static_cast<std::int32_t>(first);
         to[r / 16].last[r % 16] = static_cast<std::int32_t>(std::max(first, last));
       }
     });
-    for (std::size_t i = first_lanes; i < end_lanes; ++i) step(to[i], tile, i);
+    load(tile, keys, end_lanes - first_lanes);
+    for (std::size_t i = first_lanes; i < end_lanes; ++i) step(packed, to[i], tile, keys, i);
   }
 
-  void step(cpu::QueryLanes& state, const KeyTile& tile, std::size_t lanes) {
-    const auto keys = static_cast<std::int32_t>(cpu::padded(tile.count, 32));
+  /// The tile's first `count` keys, as many as are seen: those behind them may not have been written yet, and
+  /// even a weight of 0 makes a NaN of what lies there by chance.
+  void load(const KeyTile& tile, std::uint32_t count, std::size_t lanes) {
+    if (tile.runs.size() == 1 && count == kKeyTile) {
+      // Keys that few rows meet are not worth copying; more rows want them close together.
+      return kernels_.load_whole(block_.keys(tile.runs.front()), head_dim(), lanes <= 2, space_.tile);
+    }
+    std::size_t begin = 0;
+    for (KeyRun run : tile.runs) {
+      if (begin >= count) break;
+      run.count = std::min(run.count, static_cast<std::uint32_t>(count - begin));
+      kernels_.load(block_.keys(run), head_dim(), begin, space_.tile);
+      begin += run.count;
+    }
+    kernels_.finish(space_.tile, count, head_dim());
+  }
+
+  void step(const LaneMemory& packed, cpu::QueryLanes& state, const KeyTile& tile, std::uint32_t count,
+            std::size_t lanes) {
+    const auto keys = static_cast<std::int32_t>(cpu::padded(count, 32));
     bool masked = false;
     bool any = false;
-    for (int lane = 0; lane < 16; ++lane) {
+    for (std::size_t lane = 0; lane < state.used; ++lane) {
       masked = masked || state.first[lane] > 0 || state.last[lane] < keys;
       any = any || state.first[lane] < state.last[lane];
     }
     if (!any) return;
-    score(tile, lanes, static_cast<std::size_t>(keys));
-    kernels_.step(state, space_.tile, tile.count, head_dim(), block_.shape.scale, masked, space_.scores);
+    score(packed, tile, lanes, static_cast<std::size_t>(keys));
+    kernels_.step(state, space_.tile, count, head_dim(), block_.shape.scale, masked, space_.scores);
   }
 
   /// Scores of the tile's keys, those of each rotation with the queries' form for it.
-  void score(const KeyTile& tile, std::size_t lanes, std::size_t keys) {
+  void score(const LaneMemory& packed, const KeyTile& tile, std::size_t lanes, std::size_t keys) {
     bool first_origin = true;
-    block_.for_each_origin(tile, [&](std::size_t origin, std::size_t first, std::size_t last) {
+    block_.for_each_origin(tile, [&](std::size_t origin, std::size_t first, std::size_t end) {
+      const std::size_t last = std::min(end, keys);
+      if (first >= last) return;
       std::size_t i = 0;
       while (block_.q[i].origin != origin) ++i;
       if (first_origin) {
-        kernels_.scores(packed(i, lanes), space_.tile, head_dim(), 0, keys / 16, space_.scores);
+        kernels_.scores(packed.queries(i, lanes), space_.tile, head_dim(), 0, keys / 16, space_.scores);
       } else {
-        kernels_.scores(packed(i, lanes), space_.tile, head_dim(), first / 16, (last + 15) / 16,
+        kernels_.scores(packed.queries(i, lanes), space_.tile, head_dim(), first / 16, (last + 15) / 16,
                         space_.other_scores);
         std::copy(space_.other_scores + first * 16, space_.other_scores + last * 16,
                   space_.scores + first * 16);

@@ -3,24 +3,53 @@
 
 #include <cmath>
 #include <memory>
+#include <span>
+#include <vector>
 
 #include "attention_block.hpp"
 
 namespace modicum::ops {
 
-/// Attention row by row in f32: for every key dtype and head size.
-class RowAttention {
+/// The rows of a block and their scores against a tile, row by row in f32: for every key dtype and head size.
+class RowScores {
  public:
-  explicit RowAttention(const AttentionBlock& block) : block_(block), space_(workspace()) {}
+  enum class Load { keys, keys_and_values };
 
-  void run() {
-    start_rows();
-    const std::size_t tiles = block_.tiles();
-    for (std::size_t t = 0; t < tiles; ++t) {
-      block_.walk(t, [&](const KeyTile& tile, std::size_t part_begin, std::size_t part_end, std::size_t row,
-                         std::size_t rows) { meet(tile, part_begin, part_end, row, rows); });
+  RowScores(const AttentionBlock& block, Load load)
+      : block_(block), load_(load), count_(block.rows()), space_(workspace()) {
+    if (space_.rows.size() < count_) space_.rows.resize(count_);
+    for (cpu::SoftmaxRow& row : rows()) {
+      row.o = nullptr;
+      row.most = -INFINITY;
+      row.sum = 0.0f;
     }
-    finish_rows();
+  }
+
+  std::span<cpu::SoftmaxRow> rows() { return std::span(space_.rows).first(count_); }
+
+  /// Memory for floats, aligned to kAlignment.
+  float* sums(std::size_t count) {
+    const std::size_t need = count + cpu::kAlignment / sizeof(float);
+    if (space_.sums.size() < need) space_.sums.resize(need);
+    return reinterpret_cast<float*>(
+        cpu::padded(reinterpret_cast<std::uintptr_t>(space_.sums.data()), cpu::kAlignment));
+  }
+
+  /// Calls body(first row, rows, keys, tile) with the scores of tile t for the rows that see something of it:
+  /// others must not meet it, as their largest score is still −∞.
+  template <class Body>
+  void meet(std::size_t t, const Body& body) {
+    block_.walk(t, [&](const KeyTile& tile, std::size_t part_begin, std::size_t part_end, std::size_t row,
+                       std::size_t count) {
+      load(tile);
+      score(tile, part_begin, part_end, row, count);
+      for (std::size_t r = row; r < row + count;) {
+        std::size_t end = r;
+        while (end < row + count && space_.rows[end].first < space_.rows[end].last) ++end;
+        if (end > r) body(&space_.rows[r], end - r, space_.tile, tile);
+        r = end + 1;
+      }
+    });
   }
 
  private:
@@ -37,25 +66,18 @@ class RowAttention {
     return *own;
   }
 
-  void start_rows() {
-    const std::size_t count = block_.rows();
-    const std::size_t width = cpu::padded(block_.shape.head_dim, 16);
-    if (space_.rows.size() < count) space_.rows.resize(count);
-    const std::size_t need = count * width + cpu::kAlignment / sizeof(float);
-    if (space_.sums.size() < need) space_.sums.resize(need);
-    auto* o = reinterpret_cast<float*>(
-        cpu::padded(reinterpret_cast<std::uintptr_t>(space_.sums.data()), cpu::kAlignment));
-    std::fill_n(o, count * width, 0.0f);
-    for (std::size_t r = 0; r < count; ++r, o += width) {
-      cpu::SoftmaxRow& row = space_.rows[r];
-      row.o = o;
-      row.most = -INFINITY;
-      row.sum = 0.0f;
+  void load(const KeyTile& tile) {
+    std::size_t begin = 0;
+    for (const KeyRun& run : tile.runs) {
+      cpu::KeyRows keys = block_.keys(run);
+      if (load_ == Load::keys) keys.v = nullptr;
+      cpu::kernels().load_keys(block_.shape.kv_dtype, keys, block_.shape.head_dim, begin, space_.tile);
+      begin += run.count;
     }
   }
 
-  void meet(const KeyTile& tile, std::size_t part_begin, std::size_t part_end, std::size_t row,
-            std::size_t count) {
+  void score(const KeyTile& tile, std::size_t part_begin, std::size_t part_end, std::size_t row,
+             std::size_t count) {
     block_.for_each_query(part_begin, part_end, row, [&](const Part& part, std::size_t n, std::size_t at) {
       const auto [first, last] = block_.seen(tile, part.first_position() + n);
       for (std::size_t h = 0; h < block_.heads(); ++h) {
@@ -63,22 +85,9 @@ class RowAttention {
         space_.rows[at + h].last = last;
       }
     });
-    std::size_t begin = 0;
-    for (const KeyRun& run : tile.runs) {
-      cpu::kernels().load_keys(block_.shape.kv_dtype, block_.keys(run), block_.shape.head_dim, begin,
-                               space_.tile);
-      begin += run.count;
-    }
     block_.for_each_origin(tile, [&](std::size_t origin, std::size_t first, std::size_t last) {
       score(block_.queries_for(origin), part_begin, part_end, row, count, first, last);
     });
-    // Rows that see nothing of this tile must not meet it: their largest score is still −∞.
-    for (std::size_t r = row; r < row + count;) {
-      std::size_t end = r;
-      while (end < row + count && space_.rows[end].first < space_.rows[end].last) ++end;
-      if (end > r) cpu::kernels().accumulate(&space_.rows[r], end - r, space_.tile, block_.shape.head_dim);
-      r = end + 1;
-    }
   }
 
   /// Scores of keys [first, last) of the tile with the queries' form for that rotation. A block of keys may
@@ -99,12 +108,48 @@ class RowAttention {
     for (std::size_t r = 0; r < count; ++r) std::copy_n(before + r * first, first, rows[r].p);
   }
 
+  const AttentionBlock& block_;
+  Load load_;
+  std::size_t count_;
+  Workspace& space_;
+};
+
+/// Attention row by row in f32.
+class RowAttention {
+ public:
+  explicit RowAttention(const AttentionBlock& block)
+      : block_(block), scores_(block, RowScores::Load::keys_and_values) {}
+
+  void run() {
+    start_rows();
+    const std::size_t tiles = block_.tiles();
+    for (std::size_t t = 0; t < tiles; ++t) {
+      scores_.meet(
+          t, [&](cpu::SoftmaxRow* rows, std::size_t count, const cpu::TileBuffer& keys, const KeyTile&) {
+            cpu::kernels().accumulate(rows, count, keys, block_.shape.head_dim);
+          });
+    }
+    finish_rows();
+  }
+
+ private:
+  void start_rows() {
+    const std::size_t width = cpu::padded(block_.shape.head_dim, 16);
+    const std::size_t need = block_.rows() * width;
+    float* o = scores_.sums(need);
+    std::fill_n(o, need, 0.0f);
+    for (cpu::SoftmaxRow& row : scores_.rows()) {
+      row.o = o;
+      o += width;
+    }
+  }
+
   void finish_rows() {
     const std::size_t head_dim = block_.shape.head_dim;
     block_.for_each_query(0, block_.parts.size(), 0, [&](const Part& part, std::size_t n, std::size_t at) {
       float* out = block_.out + block_.offset(part, n);
       for (std::size_t h = 0; h < block_.heads(); ++h, out += head_dim) {
-        const cpu::SoftmaxRow& row = space_.rows[at + h];
+        const cpu::SoftmaxRow& row = scores_.rows()[at + h];
         const float inverse = 1.0f / row.sum;
         for (std::size_t d = 0; d < head_dim; ++d) out[d] = row.o[d] * inverse;
       }
@@ -112,7 +157,7 @@ class RowAttention {
   }
 
   const AttentionBlock& block_;
-  Workspace& space_;
+  RowScores scores_;
 };
 
 }  // namespace modicum::ops

@@ -6,44 +6,13 @@
 
 #include <sys/stat.h>
 
-#include <modicum/cag/build.hpp>
-
-#include "base/temporary_directory.hpp"
+#include "cag/desk.hpp"
 #include "support/catch.hpp"
-#include "support/tiny_model.hpp"
 
 using namespace modicum;
 namespace fs = std::filesystem;
 
 namespace {
-
-constexpr std::string_view kFees = "# Fees\nDay ticket: 4 euros\nYear card: 30 euros\n";
-constexpr std::string_view kHours = "# Hours\nMonday: 9:00 to 17:00\n";
-
-/// A model, two documents and a place for a cache.
-struct Desk {
-  Desk() {
-    write_tiny_model(folder / "model");
-    fs::create_directories(folder / "documents");
-    folder.write("documents/fees.md", kFees);
-    folder.write("documents/hours.md", kHours);
-  }
-  cag::Knowledge build(const Model& model, std::string_view name = "a.kv",
-                       const cag::BuildOptions& options = {}, const Progress& progress = {}) const {
-    const std::vector<fs::path> sources{folder / "documents"};
-    return cag::build(model, sources, folder / name, options, progress);
-  }
-  TemporaryDirectory folder;
-};
-
-std::vector<float> logits_after(const Model& model, const KvTree& tree, const Branch& from,
-                                std::span<const TokenId> ids) {
-  const Extension extension{from, ids};
-  const Branch leaf = model.transformer().extend(tree, {&extension, 1}).front();
-  std::vector<float> logits(model.config().vocab_size);
-  model.transformer().logits({&leaf, 1}, logits);
-  return logits;
-}
 
 std::size_t files_in(const fs::path& folder) {
   return static_cast<std::size_t>(std::distance(fs::directory_iterator(folder), fs::directory_iterator{}));
@@ -113,7 +82,7 @@ TEST_CASE("every flipped byte of a cache file is found") {
     bad[at] = static_cast<char>(bad[at] ^ 0x10);
     const auto path = desk.folder.write("bad.kv", bad);
     INFO("byte " << at);
-    REQUIRE_THROWS_AS(cag::Knowledge::open(path, model), Error);
+    REQUIRE_THROWS_AS(cag::Knowledge::open(path, model).ask("What?"), Error);
   }
 }
 

@@ -211,10 +211,12 @@ TEST_CASE("a mounted segment serves below any parent, counts its rotation from i
       }
     }
   }
-  const Branch part = tree.mount(parent, before, segment, {}, 10);
-  REQUIRE(part.size() == 60);
-  REQUIRE(part.tiles().front()->runs.back().origin == 20);
-  REQUIRE(keys_of(part).back() == 39.0f);
+  {
+    const Branch part = tree.mount(parent, before, segment, {}, 10);
+    REQUIRE(part.size() == 60);
+    REQUIRE(part.tiles().front()->runs.back().origin == 20);
+    REQUIRE(keys_of(part).back() == 39.0f);
+  }
   REQUIRE_THROWS_AS(tree.mount(parent, before, segment, {}, 71), InvalidArgument);
   REQUIRE_THROWS_AS(tree.mount(parent, before, segment, {}, 31), InvalidArgument);
   REQUIRE_THROWS_AS(tree.mount(parent, before, nullptr), InvalidArgument);

@@ -7,6 +7,8 @@
 #include <span>
 #include <string>
 
+#include <modicum/base/mapped_file.hpp>
+
 namespace modicum {
 
 /// A file that appears whole or not at all: written beside its path under a name of its own, then fsynced and
@@ -31,8 +33,13 @@ class AtomicFile {
 
   /// fsync, rename over `path`, fsync of the directory. Nothing can be written after it.
   void commit();
+  /// The same, but only where `path` still leads to `replaced`, which this file was derived from: throws
+  /// `IoError` and changes nothing where another writer was faster, or wrote to that file in place.
+  void commit_over(const FileIdentity& replaced);
 
  private:
+  void flush();
+  void rename();
   void put(std::uint64_t offset, std::span<const std::byte> bytes);
   [[noreturn]] void fail_io(const std::string& step, int code) const;
 

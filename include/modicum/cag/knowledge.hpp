@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <filesystem>
 #include <memory>
+#include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -17,19 +19,28 @@ namespace modicum::cag {
 
 /// What an answer took.
 struct Cost {
-  std::size_t cached_tokens = 0;  ///< read from the file, not computed
+  std::size_t cached_tokens = 0;    ///< read from the file, not computed
+  std::size_t computed_tokens = 0;  ///< of the documents, for this question: beginnings of moved segments
   std::size_t question_tokens = 0;
   std::size_t new_tokens = 0;
-  double prefill_seconds = 0;  ///< reading the question
-  double decode_seconds = 0;   ///< writing the answer
+  double verify_seconds = 0;   ///< comparing checksums, once a process
+  double compose_seconds = 0;  ///< choosing segments and putting them together
+  double prefill_seconds = 0;  ///< reading the question (of `ask_many`: all questions)
+  double decode_seconds = 0;   ///< writing the answer (of `ask_many`: all answers)
+  double cite_seconds = 0;     ///< finding where the answer stands
 };
 
 struct Answer {
   std::string text;
-  std::vector<Citation> citations;  ///< empty where no document holds the answer literally
+  std::vector<Citation> citations;  ///< empty where no document holds the answer
   std::vector<TokenId> ids;         ///< with the stop token that ended it, if one did
   std::vector<float> log_probabilities;
   FinishReason finish_reason = FinishReason::length;
+  /// How sure it is that the documents hold the answer, 0 to 1: the geometric mean of its tokens'
+  /// probabilities, and 0 where no line of the documents supports it.
+  double confidence = 0;
+  bool abstained = false;             ///< confidence below the threshold: the documents do not say
+  std::vector<std::string> selected;  ///< documents attended to, where not all were
   Cost cost;
 };
 
@@ -37,7 +48,17 @@ struct AskOptions {
   std::size_t max_new_tokens = 64;
   SamplingOptions sampling = {};
   std::vector<std::string> stop = {};
+  bool cite = true;                     ///< false: no citations, and `confidence` is that of the text alone
+  std::optional<double> abstain_below;  ///< empty: as the file says
+  std::size_t most_segments = 0;  ///< of files that select: segments a question attends to; 0: what fits
 };
+
+/// Where `Answer::confidence` separates answers that the documents hold from others on held-out questions of
+/// the bundled model (examples/demo); `cag calibrate` measures it for others.
+inline constexpr double kAbstainBelow = 0.5;
+
+class Session;
+struct Trunk;
 
 /// Documents that a model has read once, mapped from a knowledge file. Immutable and shared by copies;
 /// questions may come from several threads, each branches from the end of the documents and leaves nothing
@@ -45,33 +66,68 @@ struct AskOptions {
 class Knowledge {
  public:
   /// Maps the file and checks it (see KnowledgeFile::open) and that it belongs to `model`: throws
-  /// `FingerprintMismatch` naming what differs.
+  /// `FingerprintMismatch` naming what differs. Checksums are compared before the first answer.
   static Knowledge open(const std::filesystem::path& path, const Model& model);
 
   /// Answers from the documents. Throws `ContextOverflow` with both counts before any work where documents,
-  /// question and `max_new_tokens` do not fit, and `InvalidArgument` for an empty question.
+  /// question and `max_new_tokens` do not fit, `InvalidArgument` for an empty question, and `Corrupt` where
+  /// the file's bytes are not those that were written, or were changed in place since it was opened.
   Answer ask(std::string_view question, const AskOptions& options = {},
              const TokenCallback& callback = {}) const;
 
+  /// Answers several questions together: the documents' keys and values, and the weights, are read once a
+  /// step for all of them. Each answer is what `ask` gives.
+  std::vector<Answer> ask_many(std::span<const std::string> questions, const AskOptions& options = {}) const;
+
+  /// A conversation that begins at the end of the documents.
+  Session session() const;
+
   /// The branch at the end of the documents, of `tree()`: extend it with `question_ids`, or with anything
-  /// else.
-  const Branch& branch() const noexcept { return state_->trunk; }
-  const KvTree& tree() const noexcept { return state_->tree; }
+  /// else. Verifies checksums first. Throws `Unsupported` where the documents do not fit into the context.
+  Branch branch() const;
+  /// The branch that a question attends to, and the documents it holds where those are not all.
+  Branch branch_for(std::string_view question, std::size_t most_segments, std::vector<std::string>* selected,
+                    std::size_t room) const;
+  const KvTree& tree() const noexcept;
   /// The tokens that follow the documents for this question, up to where the answer begins.
   std::vector<TokenId> question_ids(std::string_view question) const;
 
-  const KnowledgeFile& file() const noexcept { return state_->file; }
-  const Model& model() const noexcept { return state_->model; }
+  std::size_t size() const noexcept { return file().token_ids().size(); }
+  const KnowledgeFile& file() const noexcept;
+  const Model& model() const noexcept;
 
  private:
-  struct State {
-    Model model;
-    KnowledgeFile file;
-    KvTree tree;
-    Branch trunk;
-  };
-  explicit Knowledge(std::shared_ptr<const State> state) : state_(std::move(state)) {}
-  std::shared_ptr<const State> state_;
+  friend class Session;
+  struct State;
+  explicit Knowledge(std::shared_ptr<State> state) : state_(std::move(state)) {}
+  std::shared_ptr<State> state_;
+};
+
+/// Questions and answers that build on each other, after the documents. Not for several threads at once.
+class Session {
+ public:
+  explicit Session(Knowledge knowledge);
+  ~Session();
+  Session(Session&&) noexcept;
+  Session& operator=(Session&&) noexcept;
+
+  /// Answers, and keeps question and answer for the next. Throws as `Knowledge::ask`; the session is then as
+  /// it was. Of files that select, the first question's segments stay for the whole session.
+  Answer ask(std::string_view question, const AskOptions& options = {}, const TokenCallback& callback = {});
+
+  /// Back to the documents alone: a node is dropped, nothing is computed.
+  void reset();
+
+  std::size_t turns() const noexcept { return turns_; }
+  /// Tokens read so far, documents included; 0 before the first question.
+  std::size_t size() const;
+
+ private:
+  Knowledge knowledge_;
+  Branch at_;                     ///< after the last answer; empty: nothing asked yet
+  std::vector<TokenId> unread_;   ///< the answer's last token, where it was no stop token
+  std::unique_ptr<Trunk> trunk_;  ///< what all questions attend to
+  std::size_t turns_ = 0;
 };
 
 }  // namespace modicum::cag

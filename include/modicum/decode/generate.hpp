@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <functional>
+#include <numeric>
 #include <optional>
 #include <span>
 #include <string>
@@ -113,16 +114,13 @@ inline void check_start_logits(std::string_view op, std::size_t got, std::size_t
   }
 }
 
-/// One call of `generate`, between its tokens.
-template <StepModel M>
+/// One text that is being generated, between its tokens.
+template <class State>
 class Generation {
  public:
-  using State = typename M::State;
-
-  Generation(M& model, State start, std::span<const float> start_logits, std::span<const TokenId> prompt,
+  Generation(State start, std::span<const float> start_logits, std::span<const TokenId> prompt,
              const GenerateOptions& options, const Tokenizer* tokenizer)
-      : model_(model),
-        prompt_(prompt),
+      : prompt_(prompt),
         options_(options),
         logits_(start_logits.begin(), start_logits.end()),
         penalty_(options.sampling.repetition_penalty, logits_.size()),
@@ -130,26 +128,32 @@ class Generation {
         text_(tokenizer, options.stop),
         result_{.state = std::move(start)} {}
 
-  GenerateResult<State> run(const TokenCallback& callback) {
-    for (;;) {
-      choose();
-      std::optional<FinishReason> reason;
-      const std::string piece = next_text(reason);
-      result_.text += piece;
-      if (callback && !callback({result_.ids.back(), piece, result_.log_probabilities.back()}) && !reason) {
-        result_.text += text_.finish();
-        reason = FinishReason::cancelled;
-      }
-      if (reason) {
-        result_.finish_reason = *reason;
-        return std::move(result_);
-      }
-      advance();
+  /// Chooses a token. True while there is to be another, for which the model must step from `state()` with
+  /// `last()`.
+  bool choose(const TokenCallback& callback) {
+    choose_token();
+    std::optional<FinishReason> reason;
+    const std::string piece = next_text(reason);
+    result_.text += piece;
+    if (callback && !callback({result_.ids.back(), piece, result_.log_probabilities.back()}) && !reason) {
+      result_.text += text_.finish();
+      reason = FinishReason::cancelled;
     }
+    if (reason) result_.finish_reason = *reason;
+    return !reason;
   }
 
+  const State& state() const { return result_.state; }
+  TokenId last() const { return result_.ids.back(); }
+  /// The model's answer to that step.
+  void take(State state, std::span<const float> logits) {
+    result_.state = std::move(state);
+    logits_.assign(logits.begin(), logits.end());
+  }
+  GenerateResult<State> finish() { return std::move(result_); }
+
  private:
-  void choose() {
+  void choose_token() {
     const LogNormaliser log_probability = log_normaliser(logits_);
     scores_ = logits_;
     penalty_.apply(scores_, prompt_, result_.ids);
@@ -182,13 +186,6 @@ class Generation {
     return piece;
   }
 
-  void advance() {
-    const Step<State> step{std::move(result_.state), result_.ids.back()};
-    std::vector<State> states = model_.step(std::span(&step, 1), std::span<float>(logits_));
-    result_.state = std::move(states.front());
-  }
-
-  M& model_;
   std::span<const TokenId> prompt_;
   const GenerateOptions& options_;
   std::vector<float> logits_;  ///< [vocabulary] of the next token
@@ -199,7 +196,64 @@ class Generation {
   GenerateResult<State> result_;
 };
 
+/// Steps all that go on, together, until none does.
+template <StepModel M>
+void run_generations(M& model, std::vector<Generation<typename M::State>>& generations,
+                     const TokenCallback& callback) {
+  using State = typename M::State;
+  std::vector<std::size_t> running(generations.size());
+  std::iota(running.begin(), running.end(), std::size_t{0});
+  std::vector<float> logits;
+  std::vector<Step<State>> steps;
+  for (;;) {
+    std::erase_if(running, [&](std::size_t i) { return !generations[i].choose(callback); });
+    if (running.empty()) return;
+    steps.clear();
+    for (const std::size_t i : running) steps.push_back({generations[i].state(), generations[i].last()});
+    const std::size_t vocabulary = model.vocabulary_size();
+    logits.resize(steps.size() * vocabulary);
+    std::vector<State> states = model.step(std::span<const Step<State>>(steps), std::span<float>(logits));
+    for (std::size_t n = 0; n < running.size(); ++n) {
+      generations[running[n]].take(std::move(states[n]),
+                                   std::span<const float>(logits).subspan(n * vocabulary, vocabulary));
+    }
+  }
+}
+
 }  // namespace detail
+
+/// A text to continue: `state` has read `prompt`, and `logits` (f32 [vocabulary]) are those after it.
+/// `prompt` itself serves the repetition penalty only.
+template <class State>
+struct GenerateStart {
+  State state;
+  std::span<const float> logits;
+  std::span<const TokenId> prompt;
+};
+
+/// Continues several texts in lockstep: each step of the model reads one token of all that go on, so its
+/// weights, and the keys and values that they share, are read once for all. Each result is what `generate`
+/// gives for that text alone. Throws as `generate`.
+template <StepModel M>
+std::vector<GenerateResult<typename M::State>> generate_many(
+    M& model, std::span<const GenerateStart<typename M::State>> starts, const GenerateOptions& options,
+    const Tokenizer* tokenizer = nullptr, const TokenCallback& callback = {}) {
+  const std::size_t vocabulary = model.vocabulary_size();
+  detail::check_lengths("generate", options.min_new_tokens, options.max_new_tokens);
+  detail::check_stop_ids("generate", options.stop_ids, vocabulary);
+  validate(options.sampling, "generate");
+  std::vector<detail::Generation<typename M::State>> generations;
+  generations.reserve(starts.size());
+  for (const auto& start : starts) {
+    detail::check_start_logits("generate", start.logits.size(), vocabulary);
+    generations.emplace_back(start.state, start.logits, start.prompt, options, tokenizer);
+  }
+  detail::run_generations(model, generations, callback);
+  std::vector<GenerateResult<typename M::State>> results;
+  results.reserve(generations.size());
+  for (auto& generation : generations) results.push_back(generation.finish());
+  return results;
+}
 
 /// Continues a text by greedy choice or sampling, token for token as transformers' `generate(num_beams=1)`
 /// does in greedy mode on equal logits.
@@ -214,13 +268,10 @@ GenerateResult<typename M::State> generate(M& model, typename M::State start,
                                            std::span<const TokenId> prompt, const GenerateOptions& options,
                                            const Tokenizer* tokenizer = nullptr,
                                            const TokenCallback& callback = {}) {
-  const std::size_t vocabulary = model.vocabulary_size();
-  detail::check_start_logits("generate", start_logits.size(), vocabulary);
-  detail::check_lengths("generate", options.min_new_tokens, options.max_new_tokens);
-  detail::check_stop_ids("generate", options.stop_ids, vocabulary);
-  validate(options.sampling, "generate");
-  return detail::Generation<M>(model, std::move(start), start_logits, prompt, options, tokenizer)
-      .run(callback);
+  const GenerateStart<typename M::State> one{std::move(start), start_logits, prompt};
+  return std::move(generate_many(model, std::span<const GenerateStart<typename M::State>>(&one, 1), options,
+                                 tokenizer, callback)
+                       .front());
 }
 
 }  // namespace modicum

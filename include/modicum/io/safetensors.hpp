@@ -7,6 +7,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -48,7 +49,7 @@ SafetensorsHeader parse_safetensors(std::span<const std::byte> file, std::string
 class SafetensorsFile {
  public:
   /// Throws `IoError` where the file cannot be read, `FormatError` as `parse_safetensors`.
-  static SafetensorsFile open(const std::filesystem::path& path);
+  static SafetensorsFile open(const std::filesystem::path& path, Guard guard = Guard::no);
 
   const SafetensorsHeader& header() const;
   const MappedFile& file() const noexcept { return file_; }
@@ -86,8 +87,8 @@ class SafetensorsWriter {
   std::uint64_t remaining() const noexcept { return expected_ - written_; }
   /// The header as written, its 8-byte length included.
   std::string_view header() const noexcept { return header_; }
-  /// Throws `InvalidArgument` where bytes are missing.
-  void commit();
+  /// Throws `InvalidArgument` where bytes are missing. `replaced`: see `AtomicFile::commit_over`.
+  void commit(const std::optional<FileIdentity>& replaced = std::nullopt);
 
  private:
   std::uint64_t expected_ = 0;

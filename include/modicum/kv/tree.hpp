@@ -232,6 +232,10 @@ class Tree<Storage>::Branch {
   /// Tokens of this node alone.
   std::size_t node_size() const noexcept { return node_->tokens.size(); }
 
+  /// Those tokens; valid as long as this handle.
+  std::span<const TokenId> node_tokens() const noexcept { return node_->tokens; }
+
+  /// All tokens from the root to here.
   std::vector<TokenId> tokens() const {
     std::vector<TokenId> all(node_->end);
     for (const Node* node = node_; node != nullptr; node = node->parent) {

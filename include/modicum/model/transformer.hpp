@@ -22,6 +22,16 @@ struct Extension {
   std::span<const TokenId> tokens;
 };
 
+/// Asks a pass where its queries look.
+struct AttentionProbe {
+  std::size_t first_row = 0;    ///< of the pass's rows, those from here on are watched
+  std::size_t first_layer = 0;  ///< in these layers: first_layer, first_layer + layer_step, …
+  std::size_t layer_step = 1;
+  /// Softmax weight by position of the path, summed over rows, heads and layers. The rows must be of one
+  /// path.
+  std::vector<float> mass = {};
+};
+
 /// The forward pass of a decoder-only transformer of the Llama kind over a tree of keys and values. `extend`
 /// is the only way to run it: prefill, decoding, a beam step and a speculated subtree differ in their
 /// extensions alone.
@@ -51,6 +61,12 @@ class Transformer {
   std::vector<Branch> extend(const KvTree& tree, std::span<const Extension> extensions,
                              Matrix* all_hidden = nullptr, const Progress& progress = {}) const;
 
+  /// Reads nodes that were grown on a tree of this model but not read yet, in one pass: `extend` without the
+  /// growing. A node may stand below another of them (with mounted ones between, say) if it comes after it.
+  /// Where it throws, the nodes hold nothing and are to be dropped.
+  void read(std::span<const Branch> nodes, Matrix* all_hidden = nullptr, const Progress& progress = {},
+            AttentionProbe* probe = nullptr) const;
+
   /// Logits, f32 [branches, vocab_size], of the token after each branch. Throws `InvalidArgument` for a root.
   void logits(std::span<const Branch> branches, std::span<float> out) const;
   /// Logits of rows of hidden states [rows, hidden_size].
@@ -65,6 +81,8 @@ class Transformer {
   void run_chunk(const Pass& pass, std::size_t first, std::size_t count) const;
   void run_layer(const Pass& pass, std::size_t layer, std::size_t first, std::size_t count) const;
   void attend(const Pass& pass, std::size_t layer, std::size_t first, std::size_t count) const;
+  void watch(const Pass& pass, const ops::AttentionShape& shape, std::span<const ops::RotatedQueries> queries,
+             std::size_t first, std::size_t count) const;
   void write_keys(const Pass& pass, std::size_t layer, std::size_t first, std::size_t count) const;
   void feed_forward(const LayerWeights& layer, std::size_t count) const;
   void fill_angles(const Pass& pass, std::size_t origin, std::size_t first, std::size_t count, float* cos,
