@@ -7,8 +7,9 @@ knowledge file, llama.cpp's sequence state (`llama_state_seq_save_file`), transf
 safetensors. Then, engine by engine and again and again, a new process opens that file and reads a question
 of 32 tokens up to the logits of the next one (`restored`), or reads knowledge and question whole (`cold`).
 Loading the model is timed apart, imports are not timed, and the page cache is warm: a first pass does not
-count. modicum's opening holds its checks (checksums of the file, that it belongs to the model); the others
-check next to nothing. A measurement while other programs took much of the machine is repeated.
+count. modicum's opening holds its checks (every checksum of the file, and that it belongs to the model, whose
+weights an earlier process has hashed); the others check next to nothing. A measurement while other programs
+took much of the machine is repeated.
 
 The checkpoint has a real model's shape and random bf16 weights; all engines get the same token ids, and their
 logits over the restored knowledge must agree.
