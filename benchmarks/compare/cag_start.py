@@ -7,8 +7,9 @@ knowledge file, llama.cpp's sequence state (`llama_state_seq_save_file`), transf
 safetensors. Then, engine by engine and again and again, a new process opens that file and reads a question
 of 32 tokens up to the logits of the next one (`restored`), or reads knowledge and question whole (`cold`).
 Loading the model is timed apart, imports are not timed, and the page cache is warm: a first pass does not
-count. modicum's opening holds its checks (checksums of the file, that it belongs to the model); the others
-check next to nothing. A measurement while other programs took much of the machine is repeated.
+count. modicum's opening holds its checks (every checksum of the file, and that it belongs to the model, whose
+weights an earlier process has hashed); the others check next to nothing. A measurement while other programs
+took much of the machine is repeated.
 
 The checkpoint has a real model's shape and random bf16 weights; all engines get the same token ids, and their
 logits over the restored knowledge must agree.
@@ -24,6 +25,7 @@ import json
 import statistics
 import sys
 import tempfile
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +66,8 @@ class Sample:
     load: float
     open: float
     question: float
+    disturbance: float
+    """Processors that others took meanwhile, on average."""
 
     @property
     def start(self) -> float:
@@ -112,17 +116,18 @@ class Contest:
         return values
 
     def sample(self, contestant: Contestant, kind: str) -> Sample:
-        before = machine_cpu_seconds()
+        before, begin = machine_cpu_seconds(), time.monotonic()
         worker = self.start(contestant)
         if kind == "cold":
-            seconds = worker.call("prefill", self.knowledge.tokens + self.knowledge.question)
-            sample = Sample(worker.load_seconds, 0.0, seconds)
+            opened = 0.0
+            question = worker.call("prefill", self.knowledge.tokens + self.knowledge.question)
         else:
             opened = worker.call("open_trunk", str(self.knowledge.file(contestant)))
-            sample = Sample(worker.load_seconds, opened, worker.call("question", self.knowledge.question))
-        self.foreign = machine_cpu_seconds() - before - worker.cpu_seconds()
+            question = worker.call("question", self.knowledge.question)
+        self.foreign = max(machine_cpu_seconds() - before - worker.cpu_seconds(), 0.0)
         worker.close()
-        return sample
+        disturbance = self.foreign / (time.monotonic() - begin)
+        return Sample(worker.load_seconds, opened, question, disturbance)
 
     def measure(self) -> dict[str, dict[str, list[Sample]]]:
         """Every pass takes one sample of each engine; the first pass warms up the page cache."""
@@ -238,6 +243,7 @@ def summary(contest: Contest, samples: dict[str, dict[str, list[Sample]]]) -> di
         for kind, taken in kinds.items():
             for part in ("load", "open", "question", "start", "total"):
                 row[f"{kind}_{part}"] = statistics.median(getattr(sample, part) for sample in taken)
+            row[f"{kind}_disturbance"] = max(sample.disturbance for sample in taken)
         row["ratio"] = row["cold_start"] / row["restored_start"]
         row["ratio_with_load"] = row["cold_total"] / row["restored_total"]
         rows[contestant.name] = row
@@ -268,6 +274,8 @@ def table(rows: dict[str, dict[str, float]]) -> str:
             f"{row['cache_bytes'] / 1e6:.1f}",
         )
         lines.append("| " + " | ".join(cells) + " |")
+    worst = max(row[f"{kind}_disturbance"] for row in rows.values() for kind in ("restored", "cold"))
+    lines += ["", f"Other programs took up to {worst:.2f} processors during a sample."]
     return "\n".join(lines)
 
 

@@ -48,8 +48,8 @@ class Modicum(Engine):
     def open_trunk(self, file: str) -> float:
         # The tokenizer comes with the model. The peers are measured without one.
         _ = self.model.tokenizer
-        seconds, knowledge = timed(lambda: mo.cag.open(file, self.model))
-        self.trunk = knowledge.branch()
+        # Its branch is given out once every checksum was compared.
+        seconds, self.trunk = timed(lambda: mo.cag.open(file, self.model).branch())
         return seconds
 
     def question_logits(self, tokens: Sequence[int]) -> np.ndarray:
