@@ -28,7 +28,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "compare"))
 
 import modicum as mo
 import numpy as np
-from peers.shapes import SHAPES, checkpoint
+from cag_start import readable
+from peers.shapes import SHAPES
 
 ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("MODICUM_DATA", ROOT.parent / "shared" / "data"))
@@ -84,7 +85,7 @@ def print_loss(count: int) -> None:
 
 
 def print_speed(shape: str, lengths: list[int], repeat: int, work: Path) -> None:
-    model = mo.load(checkpoint(SHAPES[shape], work))
+    model = mo.load(readable(work, SHAPES[shape]) / shape / "bf16")
     config = model.config
     bandwidth = mo.read_bandwidth()
     print(f"{shape}, {mo.active_isa()}, reads {bandwidth / 1e9:.1f} GB/s\n")
@@ -111,14 +112,13 @@ def print_speed(shape: str, lengths: list[int], repeat: int, work: Path) -> None
 
 
 def _caches(model: mo.Model, length: int, bits: np.ndarray, folder: Path) -> dict[str, mo.cag.Knowledge]:
-    # A document whose prompt has exactly `length` tokens: of a letter each, cut to size.
-    document = mo.cag.Document("x", "x", "x\n" * length, (), False, False)
-    while len(ids := mo.cag.prompt_ids(model, document, format=PLAIN)) != length:
-        lines = document.text.count("\n") + (length - len(ids)) // 2
-        extra = "" if (length - len(ids)) % 2 == 0 else "x"
-        document = mo.cag.Document("x", "x", "x\n" * lines + extra, (), False, False)
+    def document(words: int) -> mo.cag.Document:
+        return mo.cag.Document("x", "x", "t7 " * words, (), False, False)
+
+    overhead = len(mo.cag.prompt_ids(model, document(1), format=PLAIN)) - 1
+    text = document(length - overhead)
     return {
-        kv: mo.cag.adopt(model, document, folder / f"{kv}.kv", (bits, bits), format=PLAIN, kv=kv)
+        kv: mo.cag.adopt(model, text, folder / f"{kv}.kv", (bits, bits), format=PLAIN, kv=kv)
         for kv in ENCODINGS
     }
 

@@ -174,6 +174,7 @@ void KnowledgeFile::find_segments() {
   const std::size_t code_row = width * static_cast<std::size_t>(bits) / 8;
   const std::size_t wide_rows = manifest_.wide_tokens();
   const std::size_t coded_rows = manifest_.coded_tokens();
+  const std::size_t groups = manifest_.groups();
   std::size_t wide = 0, coded = 0, group = 0;
   for (const KnownSegment& known : manifest_.segments) {
     auto segment = std::make_shared<KvSegment>();
@@ -194,7 +195,7 @@ void KnowledgeFile::find_segments() {
           ops::KvScales{.bits = bits,
                         .k = reinterpret_cast<const f16*>(at("k_scales", group * 2 * width * sizeof(f16))),
                         .v = reinterpret_cast<const f16*>(at("v_scales", coded * v_scales * sizeof(f16))),
-                        .k_stride = manifest_.groups() * 2 * width,
+                        .k_stride = groups * 2 * width,
                         .v_stride = coded_rows * v_scales};
       coded += known.tokens();
       group += groups_of(known.tokens());
