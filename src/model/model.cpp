@@ -42,7 +42,7 @@ const ModelFingerprint& Model::fingerprint() const {
   std::call_once(state_->fingerprint_once, [&] {
     state_->fingerprint = {
         .weights = checkpoint().fingerprint(&transformer().pool(), {}, Rehash::when_changed),
-        .tokenizer = tokenizer().fingerprint(),
+        .tokenizer = Tokenizer::fingerprint_of(checkpoint().directory()),
         .dtype = std::string(name_of(transformer().dtype())),
         .chat_template = chat_template_hash(checkpoint().directory())};
   });

@@ -30,6 +30,11 @@ void check_frame(const text::TokenizerJson& file) {
   }
 }
 
+/// tokenizer.json: a file, or that of a directory.
+MappedFile mapped_json(const std::filesystem::path& path) {
+  return MappedFile(std::filesystem::is_directory(path) ? path / "tokenizer.json" : path);
+}
+
 }  // namespace
 
 Tokenizer::State::State(text::TokenizerJson file, std::string hash)
@@ -84,9 +89,13 @@ text::Processed Tokenizer::State::tokenize(std::string_view original, const text
 }
 
 Tokenizer Tokenizer::load(const std::filesystem::path& path) {
-  const MappedFile file(std::filesystem::is_directory(path) ? path / "tokenizer.json" : path);
+  const MappedFile file = mapped_json(path);
   const auto bytes = file.bytes();
   return parse({reinterpret_cast<const char*>(bytes.data()), bytes.size()});
+}
+
+std::string Tokenizer::fingerprint_of(const std::filesystem::path& path) {
+  return hash128_hex(mapped_json(path).bytes());
 }
 
 Tokenizer Tokenizer::parse(std::string_view json) {

@@ -55,6 +55,8 @@ class Tokenizer {
 
   /// XXH3-128 of the tokenizer.json text, for fingerprints.
   const std::string& fingerprint() const;
+  /// The same without making a tokenizer of it: a millisecond instead of a tenth of a second for large ones.
+  static std::string fingerprint_of(const std::filesystem::path& path);
 
  private:
   friend class StreamDecoder;
