@@ -156,8 +156,12 @@ def _plan_as_text(plan: dict[str, Any]) -> str:
             "build with --layout blocks --overflow select."
         )
     sizes = ", ".join(f"{kv} {size(count)}" for kv, count in plan["bytes"].items())
-    lines.append(f"The cache takes about {sizes}; reading about {plan['seconds']:.1f} s on this machine.")
+    lines.append(f"The cache takes about {sizes}; reading about {_duration(plan['seconds'])}.")
     return "\n".join(lines)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds * 1e3:.0f} ms" if seconds < 1 else f"{seconds:.0f} s"
 
 
 def run_build(arguments: argparse.Namespace) -> None:
@@ -331,9 +335,7 @@ def answer_as_dict(answer: mo.cag.Answer) -> dict[str, Any]:
 def answer_as_text(report: dict[str, Any]) -> str:
     lines = [report["text"]]
     if report["abstained"]:
-        lines = [
-            f"The documents do not say. (The model's guess, which they do not support: {report['text']})"
-        ]
+        lines = [f"The documents do not say. (The model answered: {report['text']})"]
     for c in report["citations"]:
         place = f"page {c['page']}, line {c['line']}" if c["page"] else f"line {c['line']}"
         of = " of its text" if c["converted"] else ""
