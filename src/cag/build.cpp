@@ -8,7 +8,7 @@
 #include <modicum/base/hash.hpp>
 #include <modicum/cag/build.hpp>
 
-#include "knowledge_layout.hpp"
+#include "journal.hpp"
 #include "measure.hpp"
 #include "reading.hpp"
 #include "writing.hpp"
@@ -232,7 +232,8 @@ Changes write_update(const Model& model, const std::filesystem::path& path, cons
   check_context(model, manifest, documents, prompt);
   check_target(path, prompt.ids.size() * manifest.shape.token_bytes() + prompt.text.size());
   const KvTree tree = model.transformer().tree();
-  const Reading reading = read_prompt(model.transformer(), tree, prompt, manifest.layout, &old, progress);
+  const Reading reading =
+      read_prompt(model.transformer(), tree, prompt, manifest.layout, &old, nullptr, progress);
   describe_documents(manifest, documents, prompt);
   // In blocks, measuring would read everything again: new segments take the encoding of those that were kept,
   // and the certificate of the build stands.
@@ -301,9 +302,13 @@ Knowledge build(const Model& model, std::span<const Document> documents, const s
   check_target(path, prompt.ids.size() * manifest.shape.token_bytes() + prompt.text.size());
   {
     const KvTree tree = model.transformer().tree();
-    const Reading wide = read_prompt(model.transformer(), tree, prompt, manifest.layout, nullptr, progress);
+    Journal journal(model, manifest, path, options.journal_seconds);
+    const std::optional<KnowledgeFile> begun = journal.find();
+    const Reading wide = read_prompt(model.transformer(), tree, prompt, manifest.layout,
+                                     begun ? &*begun : nullptr, &journal, progress);
     describe_documents(manifest, ordered, prompt);
     write_reading(path, manifest, prompt, certify(model, tree, prompt, wide, manifest), std::nullopt);
+    journal.remove();
   }
   return Knowledge::open(path, model);
 }

@@ -8,6 +8,7 @@
 #include <modicum/base/error.hpp>
 #include <modicum/ops/quantize_kv.hpp>
 
+#include "journal.hpp"
 #include "knowledge_layout.hpp"
 
 namespace modicum::cag {
@@ -55,8 +56,19 @@ std::size_t common_tokens(const SharedPrompt& prompt, const KnowledgeFile& old) 
   return common;
 }
 
+/// Tokens that are read between two looks at the journal.
+constexpr std::size_t kPieceTokens = 2048;
+
+/// The progress of a part that begins at `done` of `total`.
+Progress part_of(const Progress& progress, std::size_t done, std::size_t total) {
+  if (!progress) return {};
+  return [&progress, done, total](std::string_view stage, std::size_t of_part, std::size_t) {
+    return progress(stage, done + of_part, total);
+  };
+}
+
 Reading read_joint(const Transformer& transformer, const KvTree& tree, const SharedPrompt& prompt,
-                   const KnowledgeFile* old, const Progress& progress) {
+                   const KnowledgeFile* old, Journal* journal, const Progress& progress) {
   const std::span<const TokenId> ids(prompt.ids);
   const std::size_t common = old == nullptr ? 0 : common_tokens(prompt, *old);
   Reading reading;
@@ -68,13 +80,23 @@ Reading read_joint(const Transformer& transformer, const KvTree& tree, const Sha
     const std::size_t count = std::min(known.token_end, common) - known.token_begin;
     leaf = tree.mount(leaf, ids.subspan(known.token_begin, count), old->segments()[i], old->hidden());
   }
-  if (common < ids.size()) {
-    const Extension rest{leaf, ids.subspan(common)};
-    leaf = transformer.extend(tree, {&rest, 1}, nullptr, progress).front();
+  const auto finish = [&] {
+    reading.segments.front().token_end = leaf.size();
+    reading.hidden.assign(leaf.hidden().begin(), leaf.hidden().end());
+    reading.rows = {gather(tree.shape(), leaf, 0, leaf.size(), 0)};
+  };
+  while (leaf.size() < ids.size()) {
+    const std::size_t at = leaf.size();
+    const Extension piece{leaf, ids.subspan(at, std::min(kPieceTokens, ids.size() - at))};
+    leaf = transformer.extend(tree, {&piece, 1}, nullptr, part_of(progress, at - common, ids.size() - common))
+               .front();
+    if (journal != nullptr && journal->due() && leaf.size() < ids.size()) {
+      finish();
+      journal->save(reading, {ids.begin(), ids.begin() + static_cast<std::ptrdiff_t>(leaf.size())});
+    }
   }
   reading.computed = ids.size() - common;
-  reading.hidden.assign(leaf.hidden().begin(), leaf.hidden().end());
-  reading.rows = {gather(tree.shape(), leaf, 0, ids.size(), 0)};
+  finish();
   return reading;
 }
 
@@ -99,8 +121,23 @@ std::map<Ids, std::size_t> known_blocks(const SharedPrompt& prompt, const Knowle
   return blocks;
 }
 
+/// The segments that have been read, and their tokens.
+void save_part(Journal& journal, const Reading& reading, const SharedPrompt& prompt) {
+  Reading part;
+  Ids ids;
+  for (std::size_t i = 0; i < reading.segments.size(); ++i) {
+    if (reading.rows[i] == nullptr || !reading.segments[i].wide) continue;
+    const KnownSegment& segment = reading.segments[i];
+    part.segments.push_back(segment);
+    part.rows.push_back(reading.rows[i]);
+    ids.insert(ids.end(), prompt.ids.begin() + static_cast<std::ptrdiff_t>(segment.token_begin),
+               prompt.ids.begin() + static_cast<std::ptrdiff_t>(segment.token_end));
+  }
+  journal.save(part, std::move(ids));
+}
+
 Reading read_blocks(const Transformer& transformer, const KvTree& tree, const SharedPrompt& prompt,
-                    const KnowledgeFile* old, const Progress& progress) {
+                    const KnowledgeFile* old, Journal* journal, const Progress& progress) {
   const auto known = known_blocks(prompt, old);
   Reading reading;
   Branch instruction = tree.root();
@@ -132,11 +169,24 @@ Reading read_blocks(const Transformer& transformer, const KvTree& tree, const Sh
     reading.segments.push_back(to);
     reading.rows.push_back(std::move(rows));
   }
-  const std::vector<Branch> leaves = transformer.extend(tree, extensions, nullptr, progress);
-  for (std::size_t n = 0; n < leaves.size(); ++n) {
-    const KnownSegment& segment = reading.segments[waiting[n]];
-    reading.rows[waiting[n]] =
-        gather(tree.shape(), leaves[n], segment.rotation, segment.tokens(), segment.rotation);
+  std::size_t total = 0, done = 0;
+  for (const Extension& extension : extensions) total += extension.tokens.size();
+  for (std::size_t first = 0, end = 0; first < extensions.size(); first = end) {
+    std::size_t tokens = 0;
+    while (end < extensions.size() &&
+           (end == first || tokens + extensions[end].tokens.size() <= kPieceTokens)) {
+      tokens += extensions[end++].tokens.size();
+    }
+    const auto piece = std::span(extensions).subspan(first, end - first);
+    const std::vector<Branch> leaves =
+        transformer.extend(tree, piece, nullptr, part_of(progress, done, total));
+    for (std::size_t n = 0; n < leaves.size(); ++n) {
+      const KnownSegment& segment = reading.segments[waiting[first + n]];
+      reading.rows[waiting[first + n]] =
+          gather(tree.shape(), leaves[n], segment.rotation, segment.tokens(), segment.rotation);
+    }
+    done += tokens;
+    if (journal != nullptr && journal->due() && end < extensions.size()) save_part(*journal, reading, prompt);
   }
   return reading;
 }
@@ -188,9 +238,9 @@ std::shared_ptr<const KvSegment> head_of(const std::shared_ptr<const KvSegment>&
 }  // namespace
 
 Reading read_prompt(const Transformer& transformer, const KvTree& tree, const SharedPrompt& prompt,
-                    Layout layout, const KnowledgeFile* old, const Progress& progress) {
-  return layout == Layout::joint ? read_joint(transformer, tree, prompt, old, progress)
-                                 : read_blocks(transformer, tree, prompt, old, progress);
+                    Layout layout, const KnowledgeFile* old, Journal* journal, const Progress& progress) {
+  return layout == Layout::joint ? read_joint(transformer, tree, prompt, old, journal, progress)
+                                 : read_blocks(transformer, tree, prompt, old, journal, progress);
 }
 
 Reading encode(const Reading& reading, const Manifest& manifest, KvEncoding encoding) {

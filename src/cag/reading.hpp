@@ -13,6 +13,8 @@
 
 namespace modicum::cag {
 
+class Journal;
+
 /// So many first tokens stay wide whatever the encoding: attention leans on them wherever it looks (Xiao et
 /// al. 2024, "attention sinks", arXiv:2309.17453).
 inline constexpr std::size_t kSinkTokens = 16;
@@ -27,9 +29,10 @@ struct Reading {
 
 /// Reads a prompt. What `old`, if given, has read before of the same tokens is taken over: of a joint prompt
 /// the tokens before the first that differs (from wide segments only), of blocks every segment that stands in
-/// it as well, in the encoding it has there. The result is bit-identical to a reading without `old`.
+/// it as well, in the encoding it has there. The result is bit-identical to a reading
+/// without `old`. Now and then what was read so far goes to `journal`, if given.
 Reading read_prompt(const Transformer& transformer, const KvTree& tree, const SharedPrompt& prompt,
-                    Layout layout, const KnowledgeFile* old, const Progress& progress);
+                    Layout layout, const KnowledgeFile* old, Journal* journal, const Progress& progress);
 
 /// The same reading with the segments that may be encoded in `encoding`: of a joint prompt all but the sinks,
 /// of blocks all documents.

@@ -160,3 +160,45 @@ TEST_CASE("readers keep the file that they opened while it is changed") {
   REQUIRE(same_bits(logits_of(old, "What?"), before));
   REQUIRE(old.ask("What?", {.max_new_tokens = 2}).ids.size() > 0);
 }
+
+TEST_CASE("a build that was broken off goes on where it was, and gives the same file") {
+  const Desk desk;
+  write_tiny_model(desk.folder / "long", 1, 8000);
+  const Model model = Model::load(desk.folder / "long", {.threads = 2});
+  std::vector<Document> documents;
+  for (int i = 0; i < 6; ++i) {
+    documents.push_back(
+        document(std::to_string(i) + ".md", std::string(900, static_cast<char>('a' + i)) + "\n"));
+  }
+  for (const auto layout : {cag::Layout::joint, cag::Layout::blocks}) {
+    const cag::BuildOptions options{.layout = layout, .journal_seconds = 0};
+    std::size_t read = 0;
+    const Progress stop = [&](auto, std::size_t done, auto) {
+      read = done;
+      return done < 3000;
+    };
+    REQUIRE_THROWS_AS(cag::build(model, documents, desk.folder / "a.kv", options, stop), Cancelled);
+    REQUIRE(read >= 3000);
+    REQUIRE(std::filesystem::exists(desk.folder / "a.kv.partial"));
+    REQUIRE_FALSE(std::filesystem::exists(desk.folder / "a.kv"));
+    std::size_t left = 0;
+    const Progress watch = [&](auto, auto, std::size_t total) {
+      left = total;
+      return true;
+    };
+    cag::build(model, documents, desk.folder / "a.kv", options, watch);
+    REQUIRE(left < 4000);
+    REQUIRE_FALSE(std::filesystem::exists(desk.folder / "a.kv.partial"));
+    cag::build(model, documents, desk.folder / "b.kv", options);
+    REQUIRE(desk.folder.read("a.kv") == desk.folder.read("b.kv"));
+    std::filesystem::remove(desk.folder / "a.kv");
+  }
+  // What another model left is of no use, and no error.
+  const cag::BuildOptions options{.journal_seconds = 0};
+  const Progress stop = [](auto, std::size_t done, auto) { return done < 3000; };
+  REQUIRE_THROWS_AS(cag::build(model, documents, desk.folder / "a.kv", options, stop), Cancelled);
+  write_tiny_model(desk.folder / "other", 2, 8000);
+  const Model other = Model::load(desk.folder / "other", {.threads = 2});
+  cag::build(other, documents, desk.folder / "a.kv", options);
+  REQUIRE(cag::verify_deep(other, desk.folder / "a.kv").difference == 0);
+}

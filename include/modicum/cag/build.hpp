@@ -34,6 +34,8 @@ struct BuildOptions {
   std::size_t recompute = 16;         ///< blocks: see `compose`; 0 leaves segments as they were read
   /// Confidence under which an answer counts as none; see `Answer::confidence`.
   double abstain_below = kAbstainBelow;
+  /// So often a long build saves what it has read to `<path>.partial`, from which the next one goes on.
+  double journal_seconds = 60;
 };
 
 /// What a build would take.
@@ -60,8 +62,9 @@ Plan plan(const Model& model, std::span<const Document> documents, const BuildOp
 /// put behind the others.
 ///
 /// Throws before any work: what `check_documents` throws, `ContextOverflow` with both counts and each
-/// document's share, and `IoError` where `path` cannot be written or the disk is too full. `Cancelled` leaves
-/// nothing behind.
+/// document's share, and `IoError` where `path` cannot be written or the disk is too full. A build that was
+/// cancelled or ended by a crash leaves the old file and, after more than a minute, what it has read so far
+/// (`BuildOptions::journal_seconds`); else nothing.
 Knowledge build(const Model& model, std::span<const Document> documents, const std::filesystem::path& path,
                 const BuildOptions& options = {}, const Progress& progress = {});
 /// The same from text and markdown files and folders of them.

@@ -37,7 +37,8 @@ struct Answer {
   std::vector<float> log_probabilities;
   FinishReason finish_reason = FinishReason::length;
   /// How sure it is that the documents hold the answer, 0 to 1: the geometric mean of its tokens'
-  /// probabilities, half of that where it is cited by most of its words only, and 0 where no line supports it.
+  /// probabilities, half of that where it is cited by most of its words only, and 0 where no line supports
+  /// it.
   double confidence = 0;
   bool abstained = false;             ///< confidence below the threshold: the documents do not say
   std::vector<std::string> selected;  ///< documents attended to, where not all were
