@@ -254,13 +254,7 @@ def add(
     InvalidArgument
         Where a document of that name is there already: use :func:`update`.
     """
-    documents = _read(sources, volatile, progress)
-    known = {d["name"] for d in inspect(path)["documents"]}
-    if again := sorted(known & {d.name for d in documents}):
-        raise InvalidArgument(
-            f"[cag.add] documents: expected new names, got {', '.join(again)}; replace them with update"
-        )
-    return _change(path, model, documents, [], progress)
+    return _change(path, model, _read(sources, volatile, progress), [], progress, replace_known=False)
 
 
 def remove(
@@ -294,12 +288,16 @@ def update(
     documents = [
         replace(d, volatile=d.volatile or d.name in kept) for d in _read(sources, volatile, progress)
     ]
-    folders = [Path(s) for s in _as_list(sources) if isinstance(s, (str, Path)) and Path(s).is_dir()]
+    # The build may have been given another path to it.
+    folders = [
+        Path(s).absolute() for s in _as_list(sources) if isinstance(s, (str, Path)) and Path(s).is_dir()
+    ]
     names = {d.name for d in documents}
     gone = [
         d["name"]
         for d in known
-        if d["name"] not in names and any(Path(d["source"]).is_relative_to(folder) for folder in folders)
+        if d["name"] not in names
+        and any(Path(d["source"]).absolute().is_relative_to(folder) for folder in folders)
     ]
     return _change(path, model, documents, gone, progress)
 
@@ -447,8 +445,11 @@ def _change(
     documents: Sequence[Document],
     remove: list[str],
     progress: Progress | None,
+    replace_known: bool = True,
 ) -> Changes:
-    return Changes(**_core.update_knowledge(model._core, path, _to_core(documents), remove, progress))
+    return Changes(
+        **_core.update_knowledge(model._core, path, _to_core(documents), remove, progress, replace_known)
+    )
 
 
 def _options(

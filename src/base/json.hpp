@@ -27,6 +27,26 @@ inline std::string json_error_text(const Json::exception& error) {
   return std::string(end == std::string_view::npos ? text : text.substr(end + 2));
 }
 
+/// Whether brackets open within each other more than `most` times. What is not JSON may count in any way.
+inline bool nests_deeper(std::string_view text, int most) {
+  int depth = 0;
+  bool quoted = false;
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    const char c = text[i];
+    if (quoted) {
+      if (c == '\\') ++i;
+      if (c == '"') quoted = false;
+    } else if (c == '"') {
+      quoted = true;
+    } else if (c == '[' || c == '{') {
+      if (++depth > most) return true;
+    } else if (c == ']' || c == '}') {
+      --depth;
+    }
+  }
+  return false;
+}
+
 /// Parses `text`, called `name` in errors. Throws `FormatError` where it is not JSON or nested deeper than
 /// `kMaxJsonDepth`. As in Python, the last of equal keys counts.
 inline Json parse_json(std::string_view text, std::string_view op, const std::string& name) {
@@ -34,17 +54,15 @@ inline Json parse_json(std::string_view text, std::string_view op, const std::st
   if (text.find('\0') != std::string_view::npos) {
     fail<FormatError>({.op = op, .what = name, .expected = "JSON", .got = "a NUL byte"});
   }
-  const auto bound_depth = [&](int depth, Json::parse_event_t, Json&) {
-    if (depth > kMaxJsonDepth) {
-      fail<FormatError>({.op = op,
-                         .what = name,
-                         .expected = "JSON nested at most " + std::to_string(kMaxJsonDepth) + " deep",
-                         .got = "deeper nesting"});
-    }
-    return true;
-  };
+  // Not by a callback of the parser, which then looks through an array again after each object in it.
+  if (nests_deeper(text, kMaxJsonDepth)) {
+    fail<FormatError>({.op = op,
+                       .what = name,
+                       .expected = "JSON nested at most " + std::to_string(kMaxJsonDepth) + " deep",
+                       .got = "deeper nesting"});
+  }
   try {
-    return Json::parse(text, bound_depth);
+    return Json::parse(text);
   } catch (const Json::exception& error) {
     fail<FormatError>({.op = op, .what = name, .expected = "JSON", .got = json_error_text(error)});
   }

@@ -78,6 +78,15 @@ Trunk Knowledge::State::compose_path(std::vector<std::size_t> chosen) {
 Trunk Knowledge::State::whole() {
   const std::lock_guard lock(mutex_);
   if (!whole_) {
+    // No build writes such a file, but one whose model's context was cut since then looks like it.
+    const std::size_t context = model.config().max_position_embeddings;
+    if (file.manifest().tokens > context) {
+      fail<ContextOverflow>({.op = "cag.ask",
+                             .what = "documents",
+                             .expected = "at most " + std::to_string(context) + " tokens",
+                             .got = std::to_string(file.manifest().tokens),
+                             .todo = "build it again with overflow = select"});
+    }
     std::vector<std::size_t> all(file.manifest().segments.size());
     std::iota(all.begin(), all.end(), std::size_t{0});
     whole_ = compose_path(std::move(all));

@@ -161,6 +161,13 @@ void KnowledgeFile::read_arrays() {
   token_bytes_ = read_array<std::uint64_t>(file_.bytes("token_bytes"));
   const auto prompt = file_.bytes("prompt");
   prompt_ = {reinterpret_cast<const char*>(prompt.data()), prompt.size()};
+  if (!std::ranges::is_sorted(token_bytes_) || token_bytes_.back() > prompt_.size()) {
+    fail<FormatError>(
+        {.op = kOp,
+         .what = "'" + path().string() + "': tensor 'token_bytes'",
+         .expected = "ascending places within the prompt's " + std::to_string(prompt_.size()) + " bytes",
+         .got = "others"});
+  }
 }
 
 void KnowledgeFile::find_segments() {

@@ -277,6 +277,13 @@ Manifest Manifest::parse(std::string_view json, const std::string& file_name) {
                      prompt.boolean_or("add_special_tokens", true)};
   for (const Json& document : array(fields, "documents")) {
     manifest.documents.push_back(parse_document(document, where + "documents.", manifest.tokens));
+    if (manifest.documents.size() > 1) {
+      const DocumentSpan& before = manifest.documents[manifest.documents.size() - 2].span;
+      const DocumentSpan& span = manifest.documents.back().span;
+      if (span.text_begin < before.text_end || span.token_begin < before.token_end) {
+        fields.refuse("documents", "documents that follow each other");
+      }
+    }
   }
   if (manifest.version >= 2) {
     parse_version_2(fields, model, kv, where, manifest);

@@ -29,6 +29,20 @@ void check_removed(std::span<const Document> documents, std::span<const std::str
   }
 }
 
+void check_new(std::span<const Document> documents, std::span<const Document> put) {
+  std::string known;
+  for (const Document& document : put) {
+    if (std::ranges::find(documents, document.name, &Document::name) == documents.end()) continue;
+    known += (known.empty() ? "" : ", ") + quote(document.name);
+  }
+  if (known.empty()) return;
+  fail({.op = "cag.add",
+        .what = "documents",
+        .expected = "new names",
+        .got = known,
+        .todo = "replace them with update"});
+}
+
 /// The documents after the change, in the order of a file.
 std::vector<Document> changed(std::vector<Document> documents, std::span<const Document> put,
                               std::span<const std::string> remove, Changes& changes) {
@@ -126,7 +140,7 @@ std::vector<Document> documents_of(const KnowledgeFile& file) {
 }
 
 Changes update(const Model& model, const std::filesystem::path& path, std::span<const Document> put,
-               std::span<const std::string> remove, const Progress& progress) {
+               std::span<const std::string> remove, const Progress& progress, bool replace) {
   if (!put.empty()) check_documents(put);
   const Knowledge knowledge = Knowledge::open(path, model);
   const KnowledgeFile& old = knowledge.file();
@@ -134,6 +148,7 @@ Changes update(const Model& model, const std::filesystem::path& path, std::span<
   Changes changes;
   std::vector<Document> before = documents_of(old);
   check_removed(before, remove);
+  if (!replace) check_new(before, put);
   const std::vector<Document> after = changed(std::move(before), put, remove, changes);
   changes.tokens = old.manifest().tokens;
   if (changes.added.empty() && changes.replaced.empty() && changes.removed.empty()) return changes;

@@ -131,12 +131,12 @@ py::dict plan(const Model& model, const std::vector<Document>& documents, const 
 }
 
 py::dict update(const Model& model, const std::filesystem::path& path, const std::vector<Document>& put,
-                const std::vector<std::string>& remove, const py::object& progress) {
+                const std::vector<std::string>& remove, const py::object& progress, bool replace) {
   const Progress callback = python_progress(progress);
   cag::Changes changes;
   {
     const py::gil_scoped_release release;
-    changes = cag::update(model, path, put, remove, callback);
+    changes = cag::update(model, path, put, remove, callback, replace);
   }
   py::dict d;
   d["added"] = changes.added;
@@ -351,7 +351,7 @@ void bind_files(py::module_& m) {
       },
       py::arg("model"), py::arg("documents"), py::arg("path"), py::arg("options"), py::arg("progress"));
   m.def("update_knowledge", &update, py::arg("model"), py::arg("path"), py::arg("put"), py::arg("remove"),
-        py::arg("progress"));
+        py::arg("progress"), py::arg("replace"));
   m.def("adopt_knowledge", &adopt, py::arg("model"), py::arg("documents"), py::arg("path"), py::arg("k"),
         py::arg("v"), py::arg("options"));
   m.def(

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // One Python exception for each C++ one; each also derives from the builtin that a user would catch.
+#include <string_view>
+
 #include "bindings.hpp"
 
 namespace modicum::python {
@@ -27,32 +29,40 @@ PyObject* make(py::module_& m, const char* name, const char* doc, PyObject* base
   return type;
 }
 
+/// What an error quotes need not be UTF-8.
+void raise(PyObject* type, const std::exception& e) {
+  const std::string_view text = e.what();
+  const auto message = py::reinterpret_steal<py::object>(
+      PyUnicode_DecodeUTF8(text.data(), static_cast<Py_ssize_t>(text.size()), "backslashreplace"));
+  if (message) PyErr_SetObject(type, message.ptr());
+}
+
 /// The most derived Python type first.
 void translate(std::exception_ptr thrown) {
   try {
     if (thrown) std::rethrow_exception(thrown);
   } catch (const Corrupt& e) {
-    PyErr_SetString(corrupt, e.what());
+    raise(corrupt, e);
   } catch (const FormatError& e) {
-    PyErr_SetString(format_error, e.what());
+    raise(format_error, e);
   } catch (const InvalidArgument& e) {
-    PyErr_SetString(invalid_argument, e.what());
+    raise(invalid_argument, e);
   } catch (const IoError& e) {
-    PyErr_SetString(io_error, e.what());
+    raise(io_error, e);
   } catch (const FingerprintMismatch& e) {
-    PyErr_SetString(fingerprint_mismatch, e.what());
+    raise(fingerprint_mismatch, e);
   } catch (const ContextOverflow& e) {
-    PyErr_SetString(context_overflow, e.what());
+    raise(context_overflow, e);
   } catch (const OutOfMemory& e) {
-    PyErr_SetString(out_of_memory, e.what());
+    raise(out_of_memory, e);
   } catch (const DeviceError& e) {
-    PyErr_SetString(device_error, e.what());
+    raise(device_error, e);
   } catch (const Unsupported& e) {
-    PyErr_SetString(unsupported, e.what());
+    raise(unsupported, e);
   } catch (const Cancelled& e) {
-    PyErr_SetString(cancelled, e.what());
+    raise(cancelled, e);
   } catch (const Error& e) {
-    PyErr_SetString(error, e.what());
+    raise(error, e);
   }
 }
 

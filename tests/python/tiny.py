@@ -17,9 +17,15 @@ TEMPLATE = (
 
 
 def write_tiny_model(
-    folder: Path, *, seed: int = 0, context: int = 1024, template: str | None = TEMPLATE
+    folder: Path,
+    *,
+    seed: int = 0,
+    context: int = 1024,
+    template: str | None = TEMPLATE,
+    kv_heads: int = 2,
+    head_dim: int = 8,
 ) -> Path:
-    """Vocabulary 258 (bytes, <|end|>, <|user|>), 32 wide, 2 layers, heads 4/2, f32."""
+    """Vocabulary 258 (bytes, <|end|>, <|user|>), 32 wide, 2 layers, 4 heads, f32."""
     folder.mkdir(parents=True, exist_ok=True)
     config = {
         "model_type": "llama",
@@ -27,7 +33,8 @@ def write_tiny_model(
         "intermediate_size": 48,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
-        "num_key_value_heads": 2,
+        "num_key_value_heads": kv_heads,
+        "head_dim": head_dim,
         "vocab_size": 258,
         "max_position_embeddings": context,
         "eos_token_id": 256,
@@ -43,10 +50,10 @@ def write_tiny_model(
         for name, shape in {
             "input_layernorm": (32,),
             "post_attention_layernorm": (32,),
-            "self_attn.q_proj": (32, 32),
-            "self_attn.k_proj": (16, 32),
-            "self_attn.v_proj": (16, 32),
-            "self_attn.o_proj": (32, 32),
+            "self_attn.q_proj": (4 * head_dim, 32),
+            "self_attn.k_proj": (kv_heads * head_dim, 32),
+            "self_attn.v_proj": (kv_heads * head_dim, 32),
+            "self_attn.o_proj": (32, 4 * head_dim),
             "mlp.gate_proj": (48, 32),
             "mlp.up_proj": (48, 32),
             "mlp.down_proj": (32, 48),

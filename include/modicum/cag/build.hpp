@@ -85,10 +85,11 @@ struct Changes {
 /// blocks only what changed is read. A joint cache in int8 or int4 is read from the start, as it no longer
 /// holds what its keys were. Where nothing changes nothing is written.
 ///
-/// Throws as `build` and `Knowledge::open`, `InvalidArgument` for a name in `remove` that is not there, and
-/// `IoError` where another writer replaced the file meanwhile; the file is then as it was.
+/// Throws as `build` and `Knowledge::open`, `InvalidArgument` for a name in `remove` that is not there (and,
+/// without `replace`, for one in `put` that is), and `IoError` where another writer replaced the file
+/// meanwhile; the file is then as it was.
 Changes update(const Model& model, const std::filesystem::path& path, std::span<const Document> put,
-               std::span<const std::string> remove = {}, const Progress& progress = {});
+               std::span<const std::string> remove = {}, const Progress& progress = {}, bool replace = true);
 
 /// The documents of a file, as they were given.
 std::vector<Document> documents_of(const KnowledgeFile& file);
