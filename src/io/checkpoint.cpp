@@ -9,6 +9,7 @@
 
 #include "../base/json.hpp"
 #include "../base/quote.hpp"
+#include "../base/text_file.hpp"
 #include "checkpoint_state.hpp"
 
 namespace modicum {
@@ -17,16 +18,6 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr std::string_view kOp = "checkpoint.open";
-
-bool is_there(const fs::path& path) {
-  std::error_code ignored;
-  return fs::exists(path, ignored);
-}
-
-std::string read_text(const fs::path& path) {
-  const MappedFile file(path);
-  return {reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()};
-}
 
 /// Where the shard called `name` lies: in the directory or below it, wherever an index may point.
 fs::path shard_path(const fs::path& directory, const std::string& name) {

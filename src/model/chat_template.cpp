@@ -9,6 +9,7 @@
 
 #include "../base/json.hpp"
 #include "../base/quote.hpp"
+#include "../base/text_file.hpp"
 
 namespace modicum {
 namespace {
@@ -16,16 +17,6 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr std::string_view kOp = "model.chat_template";
-
-bool is_there(const fs::path& path) {
-  std::error_code ignored;
-  return fs::exists(path, ignored);
-}
-
-std::string read_text(const fs::path& path) {
-  const MappedFile file(path);
-  return {reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()};
-}
 
 /// Line ends as Python reads a text file: each becomes one \n.
 std::string with_unix_lines(std::string_view text) {

@@ -30,17 +30,23 @@ double root_mean_square(const std::vector<float>& a, const std::vector<float>& b
   return std::sqrt(sum / size);
 }
 
+/// Logits after the same documents and question, read in one causal pass.
+std::vector<float> joint_logits(const cag::Knowledge& blocks, std::string_view text) {
+  const Model& model = blocks.model();
+  std::vector<TokenId> ids = blocks.branch().tokens();
+  const auto question = blocks.question_ids(text);
+  ids.insert(ids.end(), question.begin(), question.end());
+  const KvTree tree = model.transformer().tree();
+  return logits_after(model, tree, tree.root(), ids);
+}
+
 }  // namespace
 
 TEST_CASE("one document in blocks is the joint pass, bit for bit: it stands where it was read") {
   const Desk desk;
   const Model model = Model::load(desk.folder / "model", {.threads = 2});
   const auto blocks = cag::build(model, many(1), desk.folder / "b.kv", {.layout = cag::Layout::blocks});
-  std::vector<TokenId> ids = blocks.branch().tokens();
-  const auto question = blocks.question_ids("Which room?");
-  ids.insert(ids.end(), question.begin(), question.end());
-  const KvTree tree = model.transformer().tree();
-  REQUIRE(same_bits(logits_of(blocks, "Which room?"), logits_after(model, tree, tree.root(), ids)));
+  REQUIRE(same_bits(logits_of(blocks, "Which room?"), joint_logits(blocks, "Which room?")));
 }
 
 TEST_CASE("with every token computed in place, blocks are the joint pass") {
@@ -48,11 +54,7 @@ TEST_CASE("with every token computed in place, blocks are the joint pass") {
   const Model model = Model::load(desk.folder / "model", {.threads = 2});
   const auto blocks =
       cag::build(model, many(4), desk.folder / "b.kv", {.layout = cag::Layout::blocks, .recompute = 1000});
-  std::vector<TokenId> ids = blocks.branch().tokens();
-  const auto question = blocks.question_ids("Which room?");
-  ids.insert(ids.end(), question.begin(), question.end());
-  const KvTree tree = model.transformer().tree();
-  REQUIRE(same_bits(logits_of(blocks, "Which room?"), logits_after(model, tree, tree.root(), ids)));
+  REQUIRE(same_bits(logits_of(blocks, "Which room?"), joint_logits(blocks, "Which room?")));
 }
 
 TEST_CASE("the more tokens of each segment are computed in place, the nearer blocks come to the joint pass") {
@@ -62,12 +64,7 @@ TEST_CASE("the more tokens of each segment are computed in place, the nearer blo
   for (const std::size_t recompute : {0, 8, 40}) {
     const auto blocks = cag::build(model, many(4), desk.folder / "b.kv",
                                    {.layout = cag::Layout::blocks, .recompute = recompute});
-    std::vector<TokenId> ids = blocks.branch().tokens();
-    const auto question = blocks.question_ids("Which room?");
-    ids.insert(ids.end(), question.begin(), question.end());
-    const KvTree tree = model.transformer().tree();
-    apart.push_back(
-        root_mean_square(logits_of(blocks, "Which room?"), logits_after(model, tree, tree.root(), ids)));
+    apart.push_back(root_mean_square(logits_of(blocks, "Which room?"), joint_logits(blocks, "Which room?")));
     const auto& measured = blocks.file().manifest().certificate.measurements;
     REQUIRE(measured.size() == 1);
     REQUIRE(measured[0].what == "blocks");
