@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import modicum as mo
 import numpy as np
@@ -204,18 +205,24 @@ def test_readers_keep_the_file_that_they_opened(small: mo.Model, folder: Path, t
     assert len(mo.cag.open(path, small).documents) == 3
 
 
-def test_a_name_that_appears_meanwhile_is_not_replaced_by_add(small: mo.Model, folder: Path, tmp_path: Path):
+def test_a_name_that_appears_meanwhile_is_not_replaced_by_add(
+    small: mo.Model, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     path = tmp_path / "a.kv"
     mo.cag.build(small, folder, path)
     ours, theirs = tmp_path / "ours" / "x.md", tmp_path / "theirs" / "x.md"
     for file in (ours, theirs):
         file.parent.mkdir()
         file.write_text(f"By {file.parent.name}\n")
+    to_core = mo.cag._to_core
 
-    def meanwhile(stage: str, done: int, total: int) -> None:
-        if stage == "documents" and done == total:
-            mo.cag.add(path, small, theirs)
+    def meanwhile(documents: Sequence[mo.cag.Document]) -> Any:
+        """The last moment before the file is opened for the change."""
+        monkeypatch.undo()
+        mo.cag.add(path, small, theirs)
+        return to_core(documents)
 
+    monkeypatch.setattr(mo.cag, "_to_core", meanwhile)
     with pytest.raises(mo.InvalidArgument, match=r"new names, got 'x\.md'"):
-        mo.cag.add(path, small, ours, progress=meanwhile)
+        mo.cag.add(path, small, ours)
     assert mo.cag.open(path, small).documents[-1].text == "By theirs\n"
