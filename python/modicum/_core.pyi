@@ -431,7 +431,7 @@ class Answer:
     @property
     def confidence(self) -> float:
         """
-        0 to 1: the geometric mean of the tokens' probabilities, 0 where no line supports the answer.
+        0 to 1: the geometric mean of the tokens' probabilities, half of it where the answer is cited by most of its words only, 0 where no line supports it.
         """
     @property
     def cost(self) -> Cost:
@@ -557,4 +557,4 @@ def verify_knowledge(model: Model, path: os.PathLike | str | bytes, samples: typ
     ...
 def warp(logits: typing.Annotated[numpy.typing.ArrayLike, numpy.float32], *, temperature: typing.SupportsFloat | typing.SupportsIndex, top_k: typing.SupportsInt | typing.SupportsIndex, top_p: typing.SupportsFloat | typing.SupportsIndex, min_p: typing.SupportsFloat | typing.SupportsIndex) -> numpy.typing.NDArray[numpy.float32]:
     ...
-ABSTAIN_BELOW: float = 0.5
+ABSTAIN_BELOW: float = 0.45

@@ -111,8 +111,7 @@ Answered answer_turns(const Model& model, const KnowledgeFile& file, const KvTre
                                    .stop = options.stop,
                                    .sampling = options.sampling};
   const auto decode_start = std::chrono::steady_clock::now();
-  auto results = generate_many(step_model, std::span<const GenerateStart<Branch>>(starts), generation,
-                               &model.tokenizer(), callback);
+  auto results = generate_many(step_model, std::move(starts), generation, &model.tokenizer(), callback);
   const double decode = seconds_since(decode_start);
 
   Answered done;

@@ -8,6 +8,7 @@
 #include <modicum/base/hash.hpp>
 #include <modicum/cag/knowledge_file.hpp>
 
+#include "../text/unicode.hpp"
 #include "knowledge_layout.hpp"
 
 namespace modicum::cag {
@@ -161,6 +162,12 @@ void KnowledgeFile::read_arrays() {
   token_bytes_ = read_array<std::uint64_t>(file_.bytes("token_bytes"));
   const auto prompt = file_.bytes("prompt");
   prompt_ = {reinterpret_cast<const char*>(prompt.data()), prompt.size()};
+  if (const std::size_t at = text::find_invalid_utf8(prompt_); at < prompt_.size()) {
+    fail<FormatError>({.op = kOp,
+                       .what = "'" + path().string() + "': prompt",
+                       .expected = "UTF-8",
+                       .got = "an invalid byte at offset " + std::to_string(at)});
+  }
   if (!std::ranges::is_sorted(token_bytes_) || token_bytes_.back() > prompt_.size()) {
     fail<FormatError>(
         {.op = kOp,

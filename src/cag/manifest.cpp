@@ -127,6 +127,12 @@ void parse_segments(const JsonFields& fields, const std::string& where, Manifest
     if (!segment.wide && manifest.encoding == KvEncoding::wide) {
       fields.refuse("segments", "wide ones, as the encoding says");
     }
+    // Where it was read: in its place, or after the instruction alone.
+    const KnownSegment& first = manifest.segments.front();
+    const std::size_t instruction = first.document || segment.token_begin == 0 ? 0 : first.token_end;
+    if (segment.rotation != (manifest.layout == Layout::joint ? segment.token_begin : instruction)) {
+      fields.refuse("segments", "keys rotated by where they were read");
+    }
     reached = segment.token_end;
   }
   if (reached != manifest.tokens)

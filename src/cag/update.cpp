@@ -43,20 +43,24 @@ void check_new(std::span<const Document> documents, std::span<const Document> pu
         .todo = "replace them with update"});
 }
 
+/// In anything that the file keeps: a citation names the source and the page, too.
+bool differs(const Document& a, const Document& b) {
+  return a.text != b.text || a.source != b.source || a.pages != b.pages || a.converted != b.converted ||
+         a.changes_often != b.changes_often;
+}
+
 /// The documents after the change, in the order of a file.
 std::vector<Document> changed(std::vector<Document> documents, std::span<const Document> put,
                               std::span<const std::string> remove, Changes& changes) {
   const std::set<std::string> removed(remove.begin(), remove.end());
   std::erase_if(documents, [&](const Document& d) { return removed.contains(d.name); });
   changes.removed.assign(removed.begin(), removed.end());
-  std::set<std::string> touched;
   for (const Document& document : put) {
     const auto at = std::ranges::find(documents, document.name, &Document::name);
-    touched.insert(document.name);
     if (at == documents.end()) {
       documents.push_back(document);
       changes.added.push_back(document.name);
-    } else if (at->text != document.text || at->changes_often != document.changes_often) {
+    } else if (differs(*at, document)) {
       *at = document;
       changes.replaced.push_back(document.name);
     }

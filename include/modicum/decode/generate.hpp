@@ -128,8 +128,7 @@ class Generation {
         text_(tokenizer, options.stop),
         result_{.state = std::move(start)} {}
 
-  /// Chooses a token. True while there is to be another, for which the model must step from `state()` with
-  /// `last()`.
+  /// Chooses a token. True while there is to be another, for which the model must take `next_step`.
   bool choose(const TokenCallback& callback) {
     choose_token();
     std::optional<FinishReason> reason;
@@ -143,8 +142,8 @@ class Generation {
     return !reason;
   }
 
-  const State& state() const { return result_.state; }
-  TokenId last() const { return result_.ids.back(); }
+  /// The step that hands the state over, so that what it held alone can go.
+  Step<State> next_step() { return {std::move(result_.state), result_.ids.back()}; }
   /// The model's answer to that step.
   void take(State state, std::span<const float> logits) {
     result_.state = std::move(state);
@@ -209,7 +208,7 @@ void run_generations(M& model, std::vector<Generation<typename M::State>>& gener
     std::erase_if(running, [&](std::size_t i) { return !generations[i].choose(callback); });
     if (running.empty()) return;
     steps.clear();
-    for (const std::size_t i : running) steps.push_back({generations[i].state(), generations[i].last()});
+    for (const std::size_t i : running) steps.push_back(generations[i].next_step());
     const std::size_t vocabulary = model.vocabulary_size();
     logits.resize(steps.size() * vocabulary);
     std::vector<State> states = model.step(std::span<const Step<State>>(steps), std::span<float>(logits));
@@ -236,7 +235,7 @@ struct GenerateStart {
 /// gives for that text alone. Throws as `generate`.
 template <StepModel M>
 std::vector<GenerateResult<typename M::State>> generate_many(
-    M& model, std::span<const GenerateStart<typename M::State>> starts, const GenerateOptions& options,
+    M& model, std::vector<GenerateStart<typename M::State>> starts, const GenerateOptions& options,
     const Tokenizer* tokenizer = nullptr, const TokenCallback& callback = {}) {
   const std::size_t vocabulary = model.vocabulary_size();
   detail::check_lengths("generate", options.min_new_tokens, options.max_new_tokens);
@@ -244,9 +243,9 @@ std::vector<GenerateResult<typename M::State>> generate_many(
   validate(options.sampling, "generate");
   std::vector<detail::Generation<typename M::State>> generations;
   generations.reserve(starts.size());
-  for (const auto& start : starts) {
+  for (auto& start : starts) {
     detail::check_start_logits("generate", start.logits.size(), vocabulary);
-    generations.emplace_back(start.state, start.logits, start.prompt, options, tokenizer);
+    generations.emplace_back(std::move(start.state), start.logits, start.prompt, options, tokenizer);
   }
   detail::run_generations(model, generations, callback);
   std::vector<GenerateResult<typename M::State>> results;
@@ -268,10 +267,9 @@ GenerateResult<typename M::State> generate(M& model, typename M::State start,
                                            std::span<const TokenId> prompt, const GenerateOptions& options,
                                            const Tokenizer* tokenizer = nullptr,
                                            const TokenCallback& callback = {}) {
-  const GenerateStart<typename M::State> one{std::move(start), start_logits, prompt};
-  return std::move(generate_many(model, std::span<const GenerateStart<typename M::State>>(&one, 1), options,
-                                 tokenizer, callback)
-                       .front());
+  std::vector<GenerateStart<typename M::State>> one;
+  one.push_back({std::move(start), start_logits, prompt});
+  return std::move(generate_many(model, std::move(one), options, tokenizer, callback).front());
 }
 
 }  // namespace modicum
