@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Products of the shapes of Qwen2.5-0.5B and SmolLM2-135M, for one token (bounded by reading the weights) to
 // 512 (bounded by multiply-adds), weights in floats and in integers by groups of 32. `share_…` is the speed
-// over the machine's limit of that kind, measured in this process; weights of many layers pass, so that none
-// is found in a cache.
+// over the machine's limit of that kind, measured in this process; weights of many layers pass, more than a
+// server's last cache holds, so that none is found in it.
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <string>
 #include <vector>
 
@@ -19,7 +20,7 @@ using namespace modicum;
 
 namespace {
 
-constexpr std::size_t kWeightBytes = std::size_t{256} << 20;
+constexpr std::size_t kWeightBytes = std::size_t{512} << 20;
 
 struct Problem {
   Problem(DType d, std::size_t t, std::size_t c, std::size_t o)
@@ -31,13 +32,14 @@ struct Problem {
     if (is_float(d)) {
       dispatch(d, [&](auto e) {
         auto* w = reinterpret_cast<decltype(e)*>(weights.data());
-        for (std::size_t i = 0; i < copies * o * c; ++i) w[i] = from_f32<decltype(e)>(random.uniform());
+        for (std::size_t i = 0; i < o * c; ++i) w[i] = from_f32<decltype(e)>(random.uniform());
       });
     } else {
-      for (std::byte& value : weights) value = static_cast<std::byte>(random.bits());
+      for (std::size_t i = 0; i < size; ++i) weights[i] = static_cast<std::byte>(random.bits());
       scales.resize(copies * o * c / kQuantGroup);
       for (bf16& value : scales) value = to_bf16(random.uniform() * 0x1p-6f);
     }
+    for (std::size_t i = 1; i < copies; ++i) std::memcpy(weights.data() + i * size, weights.data(), size);
   }
 
   WeightView weight(std::size_t copy) const {
@@ -136,7 +138,10 @@ void register_all() {
       benchmark::RegisterBenchmark(name.c_str(), matmul, dtype, shape.cols, shape.outputs)
           ->Arg(1)
           ->Arg(8)
+          ->Arg(16)
+          ->Arg(32)
           ->Arg(64)
+          ->Arg(128)
           ->Arg(512)
           ->UseRealTime();
     }

@@ -116,6 +116,24 @@ TEST_CASE("a token's products are the same beside 600 others and for any number 
   }
 }
 
+TEST_CASE("a token's products are the same in batches of every size at which kernels change their ways") {
+  constexpr std::size_t tokens = 272, cols = 620, outputs = 72;
+  const auto x = random_values(tokens * cols, 5);
+  for (const DType dtype : kDTypes) {
+    const RandomWeight w(dtype, outputs, cols, 6);
+    for_each_isa([&](ops::Isa isa) {
+      INFO(ops::name_of(isa) << " " << name_of(dtype));
+      ThreadPool pool(2);
+      const auto all = run(pool, x.data(), tokens, cols, w, outputs);
+      for (const std::size_t batch : {16, 32, 48, 65, 112, 128, 129, 256}) {
+        const auto few = run(pool, x.data(), batch, cols, w, outputs);
+        INFO("tokens " << batch);
+        REQUIRE(std::memcmp(few.data(), all.data(), few.size() * sizeof(float)) == 0);
+      }
+    });
+  }
+}
+
 TEST_CASE(
     "products that share their input go together, with a bias each, into strided rows, and add to what is "
     "there") {
