@@ -151,7 +151,7 @@ def test_a_writer_that_may_not_write_so_much_leaves_the_old_file(model: mo.Model
     mo.cag.build(model, OLD, path)
     good = path.read_bytes()
     process = start(LIMITED, model.path, path, 20_000)
-    output, _ = process.communicate(timeout=30)
+    output, _ = process.communicate(timeout=120)
     lines = output.splitlines()
     assert len(lines) == 4
     for line in lines:
@@ -299,7 +299,7 @@ def test_a_reader_survives_a_file_that_is_replaced_or_cut(
     for name, documents in (("a.kv", OLD), ("b.kv", NEW)):
         mo.cag.build(model, documents, tmp_path / name, layout=layout, kv=kv)
     process = start(READER, model.path, tmp_path / "a.kv", tmp_path / "b.kv")
-    output, _ = process.communicate(timeout=30)
+    output, _ = process.communicate(timeout=120)
     assert (process.returncode, output) == (0, "alive\n")
 
 
