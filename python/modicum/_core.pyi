@@ -7,7 +7,7 @@ import numpy
 import numpy.typing
 import os
 import typing
-__all__: list[str] = ['ABSTAIN_BELOW', 'Answer', 'BeamHypothesis', 'Branch', 'BuildOptions', 'Cancelled', 'Citation', 'ContextOverflow', 'Corrupt', 'Cost', 'DeviceError', 'Document', 'Error', 'FingerprintMismatch', 'FormatError', 'GenerateResult', 'InvalidArgument', 'IoError', 'Knowledge', 'MachineLimits', 'Model', 'ModelConfig', 'OutOfMemory', 'Session', 'StreamDecoder', 'Tokenizer', 'Unsupported', 'active_isa', 'adopt_knowledge', 'beam', 'build_knowledge', 'extend', 'generate', 'inspect_knowledge', 'logits', 'machine_limits', 'plan_knowledge', 'quantize', 'read_bandwidth', 'round_rows', 'shared_prompt_ids', 'supported_isas', 'update_knowledge', 'verify_knowledge', 'warp']
+__all__: list[str] = ['ABSTAIN_BELOW', 'Answer', 'BeamHypothesis', 'Branch', 'BuildOptions', 'Cancelled', 'Citation', 'ContextOverflow', 'Corrupt', 'Cost', 'DeviceError', 'Document', 'Error', 'Expected', 'FingerprintMismatch', 'FormatError', 'GenerateResult', 'InvalidArgument', 'IoError', 'Knowledge', 'MachineLimits', 'Model', 'ModelConfig', 'OutOfMemory', 'Session', 'StreamDecoder', 'Tokenizer', 'Unsupported', 'active_isa', 'adopt_knowledge', 'beam', 'build_knowledge', 'extend', 'generate', 'inspect_knowledge', 'logits', 'machine_limits', 'plan_knowledge', 'quantize', 'read_bandwidth', 'round_rows', 'shared_prompt_ids', 'supported_isas', 'update_knowledge', 'verify_knowledge', 'warp']
 class Error(Exception):
     """
     Root of everything that modicum raises.
@@ -496,6 +496,56 @@ class Knowledge:
 class BuildOptions:
     def __init__(self, *, before_documents: str, before_question: str, after_question: str, after_answer: str, add_special_tokens: bool, layout: str, kv: str, max_kl: typing.SupportsFloat | typing.SupportsIndex, overflow: str, reserve: typing.SupportsInt | typing.SupportsIndex, segment_tokens: typing.SupportsInt | typing.SupportsIndex, recompute: typing.SupportsInt | typing.SupportsIndex, abstain_below: typing.SupportsFloat | typing.SupportsIndex) -> None:
         ...
+class Expected:
+    """
+    What the documents of an update are expected to be.
+    
+    Members:
+    
+      anything
+    
+      new_names
+    
+      known_names
+    """
+    __members__: typing.ClassVar[dict[str, Expected]]
+    anything: typing.ClassVar[Expected]
+    known_names: typing.ClassVar[Expected]
+    new_names: typing.ClassVar[Expected]
+    @typing.overload
+    def __eq__(self, other: Expected) -> bool:
+        ...
+    @typing.overload
+    def __eq__(self, other: typing.Any) -> bool:
+        ...
+    def __getstate__(self) -> int:
+        ...
+    def __hash__(self) -> int:
+        ...
+    def __index__(self) -> int:
+        ...
+    def __init__(self, value: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+    def __int__(self) -> int:
+        ...
+    @typing.overload
+    def __ne__(self, other: Expected) -> bool:
+        ...
+    @typing.overload
+    def __ne__(self, other: typing.Any) -> bool:
+        ...
+    def __repr__(self) -> str:
+        ...
+    def __setstate__(self, state: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+    def __str__(self) -> str:
+        ...
+    @property
+    def name(self) -> str:
+        ...
+    @property
+    def value(self) -> int:
+        ...
 def active_isa() -> str:
     """
     The instruction set whose kernels run: plain, avx2, avx512, avx512vnni, avx512bf16 or amx (MODICUM_ISA forces one).
@@ -551,7 +601,7 @@ def shared_prompt_ids(model: Model, documents: collections.abc.Sequence[Document
     """
 def supported_isas() -> list[str]:
     ...
-def update_knowledge(model: Model, path: os.PathLike | str | bytes, put: collections.abc.Sequence[Document], remove: collections.abc.Sequence[str], progress: typing.Any, replace: bool) -> dict:
+def update_knowledge(model: Model, path: os.PathLike | str | bytes, put: collections.abc.Sequence[Document], remove: collections.abc.Sequence[str], progress: typing.Any, expected: Expected) -> dict:
     ...
 def verify_knowledge(model: Model, path: os.PathLike | str | bytes, samples: typing.SupportsInt | typing.SupportsIndex, progress: typing.Any) -> tuple[int, float]:
     ...

@@ -254,7 +254,7 @@ def add(
     InvalidArgument
         Where a document of that name is there already: use :func:`update`.
     """
-    return _change(path, model, _read(sources, volatile, progress), [], progress, replace_known=False)
+    return _change(path, model, _read(sources, volatile, progress), [], progress, _core.Expected.new_names)
 
 
 def remove(
@@ -279,10 +279,8 @@ def update(
     """
     known = inspect(path)["documents"]
     if sources is None:
-        documents = [
-            replace(_read(d["source"], ())[0], name=d["name"], volatile=d["volatile"]) for d in known
-        ]
-        return _change(path, model, documents, [], progress)
+        documents = _again(known, progress)
+        return _change(path, model, documents, [], progress, _core.Expected.known_names)
     # A document stays where it is unless the caller says otherwise.
     kept = {d["name"] for d in known if d["volatile"]} if not volatile else set()
     documents = [
@@ -433,6 +431,19 @@ def _read(sources: Sources, volatile: Sequence[str], progress: Progress | None =
     return given + (read_documents(paths, volatile=volatile, progress=progress) if paths or not given else [])
 
 
+def _again(known: Sequence[dict[str, Any]], progress: Progress | None) -> list[Document]:
+    """The documents of a cache, read from their files anew."""
+    sources = [d["source"] for d in known]
+    if len({Path(source).name for source in sources}) == len(sources):
+        found = read_documents(sources, progress=progress)  # one converter for all
+    else:
+        found = [read_documents(source)[0] for source in sources]
+    return [
+        replace(document, name=d["name"], volatile=d["volatile"])
+        for document, d in zip(found, known, strict=True)
+    ]
+
+
 def _to_core(documents: Sequence[Document]) -> list[_core.Document]:
     return [
         _core.Document(d.name, d.source, d.text, list(d.pages), d.converted, d.volatile) for d in documents
@@ -445,10 +456,10 @@ def _change(
     documents: Sequence[Document],
     remove: list[str],
     progress: Progress | None,
-    replace_known: bool = True,
+    expected: _core.Expected = _core.Expected.anything,
 ) -> Changes:
     return Changes(
-        **_core.update_knowledge(model._core, path, _to_core(documents), remove, progress, replace_known)
+        **_core.update_knowledge(model._core, path, _to_core(documents), remove, progress, expected)
     )
 
 

@@ -51,12 +51,13 @@ bool differs(const Document& a, const Document& b) {
 
 /// The documents after the change, in the order of a file.
 std::vector<Document> changed(std::vector<Document> documents, std::span<const Document> put,
-                              std::span<const std::string> remove, Changes& changes) {
+                              std::span<const std::string> remove, Expected expected, Changes& changes) {
   const std::set<std::string> removed(remove.begin(), remove.end());
   std::erase_if(documents, [&](const Document& d) { return removed.contains(d.name); });
   changes.removed.assign(removed.begin(), removed.end());
   for (const Document& document : put) {
     const auto at = std::ranges::find(documents, document.name, &Document::name);
+    if (at == documents.end() && expected == Expected::known_names) continue;
     if (at == documents.end()) {
       documents.push_back(document);
       changes.added.push_back(document.name);
@@ -144,7 +145,7 @@ std::vector<Document> documents_of(const KnowledgeFile& file) {
 }
 
 Changes update(const Model& model, const std::filesystem::path& path, std::span<const Document> put,
-               std::span<const std::string> remove, const Progress& progress, bool replace) {
+               std::span<const std::string> remove, const Progress& progress, Expected expected) {
   if (!put.empty()) check_documents(put);
   const Knowledge knowledge = Knowledge::open(path, model);
   const KnowledgeFile& old = knowledge.file();
@@ -152,8 +153,8 @@ Changes update(const Model& model, const std::filesystem::path& path, std::span<
   Changes changes;
   std::vector<Document> before = documents_of(old);
   check_removed(before, remove);
-  if (!replace) check_new(before, put);
-  const std::vector<Document> after = changed(std::move(before), put, remove, changes);
+  if (expected == Expected::new_names) check_new(before, put);
+  const std::vector<Document> after = changed(std::move(before), put, remove, expected, changes);
   changes.tokens = old.manifest().tokens;
   if (changes.added.empty() && changes.replaced.empty() && changes.removed.empty()) return changes;
   check_documents(after);

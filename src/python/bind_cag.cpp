@@ -131,12 +131,12 @@ py::dict plan(const Model& model, const std::vector<Document>& documents, const 
 }
 
 py::dict update(const Model& model, const std::filesystem::path& path, const std::vector<Document>& put,
-                const std::vector<std::string>& remove, const py::object& progress, bool replace) {
+                const std::vector<std::string>& remove, const py::object& progress, cag::Expected expected) {
   const Progress callback = python_progress(progress);
   cag::Changes changes;
   {
     const py::gil_scoped_release release;
-    changes = cag::update(model, path, put, remove, callback, replace);
+    changes = cag::update(model, path, put, remove, callback, expected);
   }
   py::dict d;
   d["added"] = changes.added;
@@ -340,6 +340,10 @@ void bind_files(py::module_& m) {
            py::arg("after_question"), py::arg("after_answer"), py::arg("add_special_tokens"),
            py::arg("layout"), py::arg("kv"), py::arg("max_kl"), py::arg("overflow"), py::arg("reserve"),
            py::arg("segment_tokens"), py::arg("recompute"), py::arg("abstain_below"));
+  py::enum_<cag::Expected>(m, "Expected", "What the documents of an update are expected to be.")
+      .value("anything", cag::Expected::anything)
+      .value("new_names", cag::Expected::new_names)
+      .value("known_names", cag::Expected::known_names);
   m.def("plan_knowledge", &plan, py::arg("model"), py::arg("documents"), py::arg("options"));
   m.def(
       "build_knowledge",
@@ -351,7 +355,7 @@ void bind_files(py::module_& m) {
       },
       py::arg("model"), py::arg("documents"), py::arg("path"), py::arg("options"), py::arg("progress"));
   m.def("update_knowledge", &update, py::arg("model"), py::arg("path"), py::arg("put"), py::arg("remove"),
-        py::arg("progress"), py::arg("replace"));
+        py::arg("progress"), py::arg("expected"));
   m.def("adopt_knowledge", &adopt, py::arg("model"), py::arg("documents"), py::arg("path"), py::arg("k"),
         py::arg("v"), py::arg("options"));
   m.def(

@@ -79,17 +79,25 @@ struct Changes {
   std::size_t tokens = 0;           ///< of all
 };
 
+/// What the documents that are put are expected to be.
+enum class Expected {
+  anything,
+  new_names,    ///< one that is there is an error
+  known_names,  ///< one that is no longer there stays out
+};
+
 /// Puts documents in the place of those with their names, the others behind the ones that are there (before
 /// those that `changes_often`), and takes out the ones named in `remove`. The result is what a fresh build of
 /// the resulting documents gives, bit for bit: a joint cache is read from the first token that differs, in
 /// blocks only what changed is read. A joint cache in int8 or int4 is read from the start, as it no longer
 /// holds what its keys were. Where nothing changes nothing is written.
 ///
-/// Throws as `build` and `Knowledge::open`, `InvalidArgument` for a name in `remove` that is not there (and,
-/// without `replace`, for one in `put` that is), and `IoError` where another writer replaced the file
-/// meanwhile; the file is then as it was.
+/// Throws as `build` and `Knowledge::open`, `InvalidArgument` for a name in `remove` that is not there (and
+/// of one in `put` that is, where new names are expected), and `IoError` where another writer replaced the
+/// file meanwhile; the file is then as it was.
 Changes update(const Model& model, const std::filesystem::path& path, std::span<const Document> put,
-               std::span<const std::string> remove = {}, const Progress& progress = {}, bool replace = true);
+               std::span<const std::string> remove = {}, const Progress& progress = {},
+               Expected expected = Expected::anything);
 
 /// The documents of a file, as they were given.
 std::vector<Document> documents_of(const KnowledgeFile& file);
