@@ -8,7 +8,7 @@
 
 from importlib import metadata as _metadata
 
-from modicum import bench, cag, decode, documents, interop, retrofit
+from modicum import bench, cag, decode, documents, interop, retrofit, search
 from modicum._core import (
     Branch,
     Cancelled,
@@ -74,5 +74,6 @@ __all__ = [
     "machine_limits",
     "read_bandwidth",
     "retrofit",
+    "search",
     "supported_isas",
 ]

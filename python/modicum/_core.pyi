@@ -7,7 +7,7 @@ import numpy
 import numpy.typing
 import os
 import typing
-__all__: list[str] = ['ABSTAIN_BELOW', 'Answer', 'BeamHypothesis', 'Branch', 'BuildOptions', 'Cancelled', 'Citation', 'ContextOverflow', 'Corrupt', 'Cost', 'DeviceError', 'Document', 'Error', 'Expected', 'FingerprintMismatch', 'FormatError', 'GenerateResult', 'InvalidArgument', 'IoError', 'Knowledge', 'MachineLimits', 'Model', 'ModelConfig', 'OutOfMemory', 'Session', 'StreamDecoder', 'Tokenizer', 'Unsupported', 'active_isa', 'adopt_knowledge', 'beam', 'build_knowledge', 'extend', 'generate', 'inspect_knowledge', 'logits', 'machine_limits', 'plan_knowledge', 'quantize', 'read_bandwidth', 'round_rows', 'shared_prompt_ids', 'supported_isas', 'update_knowledge', 'verify_knowledge', 'warp']
+__all__: list[str] = ['ABSTAIN_BELOW', 'Answer', 'BeamHypothesis', 'Branch', 'BuildOptions', 'Cancelled', 'Citation', 'Constraint', 'ContextOverflow', 'Corrupt', 'Cost', 'DeviceError', 'Document', 'Error', 'Expected', 'FingerprintMismatch', 'FormatError', 'GenerateResult', 'InvalidArgument', 'IoError', 'Knowledge', 'MachineLimits', 'Model', 'ModelConfig', 'OutOfMemory', 'Session', 'StreamDecoder', 'Tokenizer', 'Unsupported', 'active_isa', 'adopt_knowledge', 'beam', 'build_knowledge', 'extend', 'generate', 'inspect_knowledge', 'logits', 'machine_limits', 'plan_knowledge', 'quantize', 'read_bandwidth', 'round_rows', 'shared_prompt_ids', 'supported_isas', 'update_knowledge', 'verify_knowledge', 'warp']
 class Error(Exception):
     """
     Root of everything that modicum raises.
@@ -271,6 +271,12 @@ class Model:
         ...
     @property
     def weight_bytes_per_token(self) -> int:
+        ...
+class Constraint:
+    """
+    Which texts a search may write; made by modicum.search.
+    """
+    def __repr__(self) -> str:
         ...
 class GenerateResult:
     @property
