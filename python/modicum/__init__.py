@@ -33,8 +33,9 @@ from modicum._core import (
     read_bandwidth,
     supported_isas,
 )
+from modicum.beam import BeamResult, Hypothesis
 from modicum.chat import ChatTemplate
-from modicum.model import Generation, Hypothesis, Model, load
+from modicum.model import Generation, Model, load
 
 try:
     __version__ = _metadata.version("modicum")
@@ -42,6 +43,7 @@ except _metadata.PackageNotFoundError:  # a source tree on the path
     __version__ = "0.0.0"
 
 __all__ = [
+    "BeamResult",
     "Branch",
     "Cancelled",
     "ChatTemplate",

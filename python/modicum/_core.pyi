@@ -7,7 +7,7 @@ import numpy
 import numpy.typing
 import os
 import typing
-__all__: list[str] = ['ABSTAIN_BELOW', 'Answer', 'BeamHypothesis', 'Branch', 'BuildOptions', 'Cancelled', 'Citation', 'Constraint', 'ContextOverflow', 'Corrupt', 'Cost', 'DeviceError', 'Document', 'Error', 'Expected', 'FingerprintMismatch', 'FormatError', 'GenerateResult', 'InvalidArgument', 'IoError', 'Knowledge', 'MachineLimits', 'Model', 'ModelConfig', 'OutOfMemory', 'Session', 'StreamDecoder', 'Tokenizer', 'Unsupported', 'active_isa', 'adopt_knowledge', 'beam', 'build_knowledge', 'extend', 'generate', 'inspect_knowledge', 'logits', 'machine_limits', 'plan_knowledge', 'quantize', 'read_bandwidth', 'round_rows', 'shared_prompt_ids', 'supported_isas', 'update_knowledge', 'verify_knowledge', 'warp']
+__all__: list[str] = ['ABSTAIN_BELOW', 'Answer', 'BeamHypothesis', 'BeamMode', 'BeamOptions', 'BeamResult', 'BeamStats', 'Branch', 'BuildOptions', 'Cancelled', 'Citation', 'Constraint', 'ContextOverflow', 'Corrupt', 'Cost', 'DeviceError', 'Document', 'EarlyStopping', 'Error', 'Expected', 'FingerprintMismatch', 'FormatError', 'GenerateResult', 'InvalidArgument', 'IoError', 'Knowledge', 'MachineLimits', 'Model', 'ModelConfig', 'ModelScores', 'OutOfMemory', 'PythonConstraint', 'SequenceBias', 'Session', 'StreamDecoder', 'Tokenizer', 'Unsupported', 'WhenFull', 'active_isa', 'adopt_knowledge', 'beam', 'beam_over', 'build_knowledge', 'extend', 'generate', 'inspect_knowledge', 'logits', 'machine_limits', 'plan_knowledge', 'quantize', 'read_bandwidth', 'round_rows', 'shared_prompt_ids', 'supported_isas', 'update_knowledge', 'verify_knowledge', 'warp']
 class Error(Exception):
     """
     Root of everything that modicum raises.
@@ -272,12 +272,6 @@ class Model:
     @property
     def weight_bytes_per_token(self) -> int:
         ...
-class Constraint:
-    """
-    Which texts a search may write; made by modicum.search.
-    """
-    def __repr__(self) -> str:
-        ...
 class GenerateResult:
     @property
     def finish_reason(self) -> str:
@@ -291,6 +285,316 @@ class GenerateResult:
     @property
     def text(self) -> str:
         ...
+class Constraint:
+    """
+    Which texts a search may write; made by modicum.search.
+    """
+    def __repr__(self) -> str:
+        ...
+class PythonConstraint(Constraint):
+    def __init__(self, automaton: typing.Any) -> None:
+        ...
+class EarlyStopping:
+    """
+    Members:
+    
+      no
+    
+      yes
+    
+      never
+    """
+    __members__: typing.ClassVar[dict[str, EarlyStopping]]
+    never: typing.ClassVar[EarlyStopping]
+    no: typing.ClassVar[EarlyStopping]
+    yes: typing.ClassVar[EarlyStopping]
+    @typing.overload
+    def __eq__(self, other: EarlyStopping) -> bool:
+        ...
+    @typing.overload
+    def __eq__(self, other: typing.Any) -> bool:
+        ...
+    def __getstate__(self) -> int:
+        ...
+    def __hash__(self) -> int:
+        ...
+    def __index__(self) -> int:
+        ...
+    def __init__(self, value: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+    def __int__(self) -> int:
+        ...
+    @typing.overload
+    def __ne__(self, other: EarlyStopping) -> bool:
+        ...
+    @typing.overload
+    def __ne__(self, other: typing.Any) -> bool:
+        ...
+    def __repr__(self) -> str:
+        ...
+    def __setstate__(self, state: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+    def __str__(self) -> str:
+        ...
+    @property
+    def name(self) -> str:
+        ...
+    @property
+    def value(self) -> int:
+        ...
+class BeamMode:
+    """
+    Members:
+    
+      transformers
+    
+      native
+    """
+    __members__: typing.ClassVar[dict[str, BeamMode]]
+    native: typing.ClassVar[BeamMode]
+    transformers: typing.ClassVar[BeamMode]
+    @typing.overload
+    def __eq__(self, other: BeamMode) -> bool:
+        ...
+    @typing.overload
+    def __eq__(self, other: typing.Any) -> bool:
+        ...
+    def __getstate__(self) -> int:
+        ...
+    def __hash__(self) -> int:
+        ...
+    def __index__(self) -> int:
+        ...
+    def __init__(self, value: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+    def __int__(self) -> int:
+        ...
+    @typing.overload
+    def __ne__(self, other: BeamMode) -> bool:
+        ...
+    @typing.overload
+    def __ne__(self, other: typing.Any) -> bool:
+        ...
+    def __repr__(self) -> str:
+        ...
+    def __setstate__(self, state: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+    def __str__(self) -> str:
+        ...
+    @property
+    def name(self) -> str:
+        ...
+    @property
+    def value(self) -> int:
+        ...
+class ModelScores:
+    """
+    Members:
+    
+      logits
+    
+      log_probabilities
+    """
+    __members__: typing.ClassVar[dict[str, ModelScores]]
+    log_probabilities: typing.ClassVar[ModelScores]
+    logits: typing.ClassVar[ModelScores]
+    @typing.overload
+    def __eq__(self, other: ModelScores) -> bool:
+        ...
+    @typing.overload
+    def __eq__(self, other: typing.Any) -> bool:
+        ...
+    def __getstate__(self) -> int:
+        ...
+    def __hash__(self) -> int:
+        ...
+    def __index__(self) -> int:
+        ...
+    def __init__(self, value: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+    def __int__(self) -> int:
+        ...
+    @typing.overload
+    def __ne__(self, other: ModelScores) -> bool:
+        ...
+    @typing.overload
+    def __ne__(self, other: typing.Any) -> bool:
+        ...
+    def __repr__(self) -> str:
+        ...
+    def __setstate__(self, state: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+    def __str__(self) -> str:
+        ...
+    @property
+    def name(self) -> str:
+        ...
+    @property
+    def value(self) -> int:
+        ...
+class WhenFull:
+    """
+    Members:
+    
+      fail
+    
+      narrow
+    """
+    __members__: typing.ClassVar[dict[str, WhenFull]]
+    fail: typing.ClassVar[WhenFull]
+    narrow: typing.ClassVar[WhenFull]
+    @typing.overload
+    def __eq__(self, other: WhenFull) -> bool:
+        ...
+    @typing.overload
+    def __eq__(self, other: typing.Any) -> bool:
+        ...
+    def __getstate__(self) -> int:
+        ...
+    def __hash__(self) -> int:
+        ...
+    def __index__(self) -> int:
+        ...
+    def __init__(self, value: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+    def __int__(self) -> int:
+        ...
+    @typing.overload
+    def __ne__(self, other: WhenFull) -> bool:
+        ...
+    @typing.overload
+    def __ne__(self, other: typing.Any) -> bool:
+        ...
+    def __repr__(self) -> str:
+        ...
+    def __setstate__(self, state: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+    def __str__(self) -> str:
+        ...
+    @property
+    def name(self) -> str:
+        ...
+    @property
+    def value(self) -> int:
+        ...
+class SequenceBias:
+    def __init__(self, ids: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], bias: typing.SupportsFloat | typing.SupportsIndex) -> None:
+        ...
+class BeamOptions:
+    """
+    Fields as modicum.search.beam takes them.
+    """
+    early_stopping: EarlyStopping
+    keep_states: bool
+    mode: BeamMode
+    scores: ModelScores
+    when_full: WhenFull
+    def __init__(self) -> None:
+        ...
+    def set_sampling(self, *, temperature: typing.SupportsFloat | typing.SupportsIndex, top_k: typing.SupportsInt | typing.SupportsIndex, top_p: typing.SupportsFloat | typing.SupportsIndex, min_p: typing.SupportsFloat | typing.SupportsIndex, seed: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+    @property
+    def bad_words(self) -> list[list[int]]:
+        ...
+    @bad_words.setter
+    def bad_words(self, arg0: collections.abc.Sequence[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]]) -> None:
+        ...
+    @property
+    def beams(self) -> int:
+        ...
+    @beams.setter
+    def beams(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+    @property
+    def begin_suppress(self) -> list[int]:
+        ...
+    @begin_suppress.setter
+    def begin_suppress(self, arg0: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]) -> None:
+        ...
+    @property
+    def diversity_penalty(self) -> float:
+        ...
+    @diversity_penalty.setter
+    def diversity_penalty(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None:
+        ...
+    @property
+    def forced_bos(self) -> int | None:
+        ...
+    @forced_bos.setter
+    def forced_bos(self, arg0: typing.SupportsInt | typing.SupportsIndex | None) -> None:
+        ...
+    @property
+    def forced_eos(self) -> list[int]:
+        ...
+    @forced_eos.setter
+    def forced_eos(self, arg0: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]) -> None:
+        ...
+    @property
+    def groups(self) -> int:
+        ...
+    @groups.setter
+    def groups(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+    @property
+    def length_penalty(self) -> float:
+        ...
+    @length_penalty.setter
+    def length_penalty(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None:
+        ...
+    @property
+    def max_new_tokens(self) -> int:
+        ...
+    @max_new_tokens.setter
+    def max_new_tokens(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+    @property
+    def min_new_tokens(self) -> int:
+        ...
+    @min_new_tokens.setter
+    def min_new_tokens(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+    @property
+    def no_repeat_ngram_size(self) -> int:
+        ...
+    @no_repeat_ngram_size.setter
+    def no_repeat_ngram_size(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+    @property
+    def num_return(self) -> int:
+        ...
+    @num_return.setter
+    def num_return(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+    @property
+    def repetition_penalty(self) -> float:
+        ...
+    @repetition_penalty.setter
+    def repetition_penalty(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None:
+        ...
+    @property
+    def sequence_bias(self) -> list[SequenceBias]:
+        ...
+    @sequence_bias.setter
+    def sequence_bias(self, arg0: collections.abc.Sequence[SequenceBias]) -> None:
+        ...
+    @property
+    def stop(self) -> list[str]:
+        ...
+    @stop.setter
+    def stop(self, arg0: collections.abc.Sequence[str]) -> None:
+        ...
+    @property
+    def stop_ids(self) -> list[int]:
+        ...
+    @stop_ids.setter
+    def stop_ids(self, arg0: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]) -> None:
+        ...
+    @property
+    def suppress(self) -> list[int]:
+        ...
+    @suppress.setter
+    def suppress(self, arg0: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]) -> None:
+        ...
 class BeamHypothesis:
     @property
     def finish_reason(self) -> str:
@@ -299,7 +603,62 @@ class BeamHypothesis:
     def ids(self) -> list[int]:
         ...
     @property
+    def log_probabilities(self) -> list[float]:
+        ...
+    @property
+    def node(self) -> int:
+        ...
+    @property
     def score(self) -> float:
+        ...
+class BeamStats:
+    """
+    What a search took.
+    """
+    @property
+    def peak_tokens(self) -> int:
+        """
+        The most that live beams held at once after the prompt, shared ones once.
+        """
+    @property
+    def rows(self) -> int:
+        """
+        Tokens that the model read after the prompt.
+        """
+    @property
+    def steps(self) -> int:
+        """
+        Tokens of the longest beam.
+        """
+    @property
+    def width(self) -> int:
+        """
+        Beams at the end: fewer than asked for where memory was short.
+        """
+class BeamResult:
+    @property
+    def hypotheses(self) -> list[BeamHypothesis]:
+        ...
+    @property
+    def kv_tokens(self) -> int:
+        ...
+    @property
+    def log_probabilities(self) -> numpy.typing.NDArray[numpy.float32]:
+        ...
+    @property
+    def parents(self) -> numpy.typing.NDArray[numpy.int64]:
+        ...
+    @property
+    def scores(self) -> numpy.typing.NDArray[numpy.float32]:
+        ...
+    @property
+    def states(self) -> list[Branch]:
+        ...
+    @property
+    def stats(self) -> BeamStats:
+        ...
+    @property
+    def tokens(self) -> numpy.typing.NDArray[numpy.int64]:
         ...
 class Document:
     """
@@ -558,7 +917,9 @@ def active_isa() -> str:
     """
 def adopt_knowledge(model: Model, documents: collections.abc.Sequence[Document], path: os.PathLike | str | bytes, k: numpy.ndarray, v: numpy.ndarray, options: BuildOptions) -> Knowledge:
     ...
-def beam(start: Branch, prompt: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], *, beams: typing.SupportsInt | typing.SupportsIndex, max_new_tokens: typing.SupportsInt | typing.SupportsIndex, min_new_tokens: typing.SupportsInt | typing.SupportsIndex, length_penalty: typing.SupportsFloat | typing.SupportsIndex, early_stopping: str, num_return: typing.SupportsInt | typing.SupportsIndex, stop_ids: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], repetition_penalty: typing.SupportsFloat | typing.SupportsIndex, progress: typing.Any) -> list[BeamHypothesis]:
+def beam(start: Branch, prompts: collections.abc.Sequence[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]], options: BeamOptions, *, constraint: Constraint, progress: typing.Any, on_stable: typing.Any) -> list[BeamResult]:
+    ...
+def beam_over(step: typing.Any, start_scores: typing.Annotated[numpy.typing.ArrayLike, numpy.float32], prompt: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], options: BeamOptions, *, constraint: Constraint, tokenizer: Tokenizer | None, progress: typing.Any, on_stable: typing.Any) -> BeamResult:
     ...
 def build_knowledge(model: Model, documents: collections.abc.Sequence[Document], path: os.PathLike | str | bytes, options: BuildOptions, progress: typing.Any) -> Knowledge:
     ...

@@ -6,18 +6,23 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from modicum import _core
+from modicum import _core, search
 from modicum._core import Branch, InvalidArgument, IoError, ModelConfig, Tokenizer
+from modicum.beam import BeamResult, make_result
 from modicum.chat import ChatTemplate, Message
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from modicum.beam import BeamKeywords
 
 Progress = Callable[[str, int, int], object]
 Prompt = str | Sequence[int]
-EarlyStopping = bool | Literal["never"]
 
 
 @dataclass(frozen=True)
@@ -36,25 +41,6 @@ class Generation:
     ids: list[int]
     log_probabilities: list[float] = field(repr=False)
     finish_reason: str
-
-    def __str__(self) -> str:
-        return self.text
-
-
-@dataclass(frozen=True)
-class Hypothesis:
-    """One result of a beam search.
-
-    Attributes
-    ----------
-    text : without special tokens.
-    ids : the new tokens, with the stop token that ended them, if one did.
-    score : sum of log-probabilities / length ** length_penalty.
-    """
-
-    text: str
-    ids: list[int]
-    score: float
 
     def __str__(self) -> str:
         return self.text
@@ -214,17 +200,11 @@ class Model:
         self,
         prompt: Prompt,
         *,
-        beams: int = 4,
-        max_new_tokens: int = 128,
-        min_new_tokens: int = 0,
-        length_penalty: float = 1.0,
-        early_stopping: EarlyStopping = False,
-        num_return: int = 1,
-        stop_ids: Sequence[int] | None = None,
-        repetition_penalty: float = 1.0,
-        progress: Progress | None = None,
         start: Branch | None = None,
-    ) -> list[Hypothesis]:
+        max_kv_bytes: int = 0,
+        keep_states: bool = False,
+        **options: Unpack[BeamKeywords],
+    ) -> BeamResult:
         """The `num_return` best continuations of `prompt` (text or ids), best first.
 
         Token for token what transformers' ``generate(num_beams=beams)`` gives on equal logits; beams share
@@ -232,30 +212,51 @@ class Model:
 
         Parameters
         ----------
-        early_stopping : False, True or "never", as in transformers.
-        stop_ids : tokens that end a hypothesis; None means the model's own EOS, [] none.
-        start : read the prompt after this branch instead of from the root.
+        start : read the prompt after this branch (a knowledge's, a hypothesis's) instead of from the root.
+        max_kv_bytes : bounds keys and values, the prompt's included; 0 does not. See `when_full`.
+        keep_states : give each hypothesis a branch, to search or generate on from.
+        options : see :func:`modicum.search.beam`. `stop_ids`: None means the model's own EOS, [] none.
+
+        Raises
+        ------
+        ContextOverflow
+            Before any work, where prompt and `max_new_tokens` do not fit the context.
+        OutOfMemory
+            Where `max_kv_bytes` is too small; the model is as it was.
         """
-        names = {False: "no", True: "yes", "never": "never"}
-        if early_stopping not in names:
+        return self.beam_search_many(
+            [prompt], start=start, max_kv_bytes=max_kv_bytes, keep_states=keep_states, **options
+        )[0]
+
+    def beam_search_many(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        start: Branch | None = None,
+        max_kv_bytes: int = 0,
+        keep_states: bool = False,
+        **options: Unpack[BeamKeywords],
+    ) -> list[BeamResult]:
+        """`beam_search` of several prompts in lockstep: weights, and what they share, are read once a step.
+
+        Each result is what `beam_search` gives (but for sampling). `stream` gets the first's text.
+        """
+        if start is not None and max_kv_bytes:
             raise InvalidArgument(
-                f"[beam_search] early_stopping: expected False, True or 'never', got {early_stopping!r}"
+                "[beam_search] max_kv_bytes: expected 0 with start, which has a tree already"
             )
+        stop_ids = self._stop_ids(None)
+        settings, rest = search._settings(options, stop_ids=stop_ids, keep_states=keep_states)
+        tokenizer = self.tokenizer if self._has_tokenizer() else None
         found = _core.beam(
-            start if start is not None else self.tree(),
-            self._ids(prompt),
-            beams=beams,
-            max_new_tokens=max_new_tokens,
-            min_new_tokens=min_new_tokens,
-            length_penalty=length_penalty,
-            early_stopping=names[early_stopping],
-            num_return=num_return,
-            stop_ids=self._stop_ids(stop_ids),
-            repetition_penalty=repetition_penalty,
-            progress=progress,
+            start if start is not None else self.tree(max_kv_bytes=max_kv_bytes),
+            [self._ids(prompt) for prompt in prompts],
+            settings,
+            constraint=rest["constraint"],
+            progress=rest["progress"],
+            on_stable=search._on_stable(rest["stream"], tokenizer),
         )
-        with_text = self._has_tokenizer()
-        return [Hypothesis(self.tokenizer.decode(h.ids) if with_text else "", h.ids, h.score) for h in found]
+        return [make_result(result, tokenizer, settings.stop) for result in found]
 
     def _ids(self, prompt: Prompt) -> list[int]:
         return self.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(i) for i in prompt]

@@ -2,6 +2,22 @@
 #include "bindings.hpp"
 
 namespace modicum::python {
+
+void check_room(const Model& model, std::size_t prefix, std::size_t prompt, std::size_t new_tokens,
+                const char* op) {
+  const std::size_t context = model.config().max_position_embeddings;
+  // The last token is chosen but never read.
+  if (prefix + prompt + new_tokens > context + 1) {
+    fail<ContextOverflow>({.op = op,
+                           .what = "context",
+                           .expected = "at most " + std::to_string(context) + " tokens",
+                           .got = std::to_string(prefix + prompt + new_tokens) + " (prompt " +
+                                  std::to_string(prefix + prompt) + ", new " + std::to_string(new_tokens) +
+                                  ")",
+                           .todo = "shorten the prompt or max_new_tokens"});
+  }
+}
+
 namespace {
 
 /// A prompt that has been read: its leaf and the logits after it.
@@ -19,21 +35,6 @@ Start read_prompt(const Transformer& transformer, const KvTree& tree, const Bran
   }
   transformer.logits({&start.leaf, 1}, start.logits);
   return start;
-}
-
-void check_room(const Model& model, std::size_t prefix, std::size_t prompt, std::size_t new_tokens,
-                const char* op) {
-  const std::size_t context = model.config().max_position_embeddings;
-  // The last token is chosen but never read.
-  if (prefix + prompt + new_tokens > context + 1) {
-    fail<ContextOverflow>({.op = op,
-                           .what = "context",
-                           .expected = "at most " + std::to_string(context) + " tokens",
-                           .got = std::to_string(prefix + prompt + new_tokens) + " (prompt " +
-                                  std::to_string(prefix + prompt) + ", new " + std::to_string(new_tokens) +
-                                  ")",
-                           .todo = "shorten the prompt or max_new_tokens"});
-  }
 }
 
 using PyGenerateResult = GenerateResult<Branch>;
@@ -66,18 +67,6 @@ PyGenerateResult generate_from(const PyBranch& from, const Ids& prompt, const Ge
                   with_text ? &from.model.tokenizer() : nullptr, on_token);
 }
 
-BeamResult beam_from(const PyBranch& from, const Ids& prompt, const BeamOptions& options,
-                     const py::object& callback) {
-  const Progress progress = python_progress(callback);
-  const py::gil_scoped_release release;
-  check_room(from.model, from.branch.size(), prompt.size(), options.max_new_tokens, "beam_search");
-  const Transformer& transformer = from.model.transformer();
-  Start start = read_prompt(transformer, from.tree, from.branch, prompt, progress);
-  TreeStepModel step_model(transformer, from.tree);
-  const Ids seen = start.leaf.tokens();
-  return beam(step_model, std::move(start.leaf), start.logits, seen, options, progress);
-}
-
 }  // namespace
 
 void bind_decode(py::module_& m) {
@@ -87,10 +76,6 @@ void bind_decode(py::module_& m) {
       .def_readonly("log_probabilities", &PyGenerateResult::log_probabilities)
       .def_property_readonly("finish_reason",
                              [](const PyGenerateResult& r) { return name(r.finish_reason); });
-  py::class_<Hypothesis>(m, "BeamHypothesis")
-      .def_readonly("ids", &Hypothesis::ids)
-      .def_readonly("score", &Hypothesis::score)
-      .def_property_readonly("finish_reason", [](const Hypothesis& h) { return name(h.finish_reason); });
 
   m.def("warp", &warped, py::arg("logits"), py::kw_only(), py::arg("temperature"), py::arg("top_k"),
         py::arg("top_p"), py::arg("min_p"));
@@ -112,26 +97,6 @@ void bind_decode(py::module_& m) {
       py::arg("min_new_tokens"), py::arg("stop_ids"), py::arg("stop"), py::arg("temperature"),
       py::arg("top_k"), py::arg("top_p"), py::arg("min_p"), py::arg("repetition_penalty"), py::arg("seed"),
       py::arg("with_text"), py::arg("callback"));
-  m.def(
-      "beam",
-      [](const PyBranch& from, const Ids& prompt, std::size_t beams, std::size_t max_new_tokens,
-         std::size_t min_new_tokens, double length_penalty, const std::string& early_stopping,
-         std::size_t num_return, const Ids& stop_ids, double repetition_penalty, const py::object& progress) {
-        const BeamOptions options{.beams = beams,
-                                  .max_new_tokens = max_new_tokens,
-                                  .min_new_tokens = min_new_tokens,
-                                  .length_penalty = length_penalty,
-                                  .early_stopping = early_stopping == "never" ? EarlyStopping::never
-                                                    : early_stopping == "yes" ? EarlyStopping::yes
-                                                                              : EarlyStopping::no,
-                                  .num_return = num_return,
-                                  .stop_ids = stop_ids,
-                                  .repetition_penalty = repetition_penalty};
-        return beam_from(from, prompt, options, progress).hypotheses;
-      },
-      py::arg("start"), py::arg("prompt"), py::kw_only(), py::arg("beams"), py::arg("max_new_tokens"),
-      py::arg("min_new_tokens"), py::arg("length_penalty"), py::arg("early_stopping"), py::arg("num_return"),
-      py::arg("stop_ids"), py::arg("repetition_penalty"), py::arg("progress"));
 }
 
 }  // namespace modicum::python

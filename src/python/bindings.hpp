@@ -36,6 +36,10 @@ struct PyBranch {
   Branch branch;
 };
 
+/// Throws `ContextOverflow` where prefix, prompt and new tokens are more than the model's context holds.
+void check_room(const Model& model, std::size_t prefix, std::size_t prompt, std::size_t new_tokens,
+                const char* op);
+
 /// A C++ progress callback around a Python one (or None). Without one it still lets Ctrl-C through.
 Progress python_progress(const py::object& callback);
 

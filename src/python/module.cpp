@@ -49,8 +49,8 @@ PYBIND11_MODULE(_core, m) {
   modicum::python::bind_text(m);
   modicum::python::bind_machine(m);
   modicum::python::bind_model(m);
-  modicum::python::bind_search(m);
   modicum::python::bind_decode(m);
+  modicum::python::bind_search(m);
   modicum::python::bind_cag(m);
   modicum::python::bind_retrofit(m);
 }

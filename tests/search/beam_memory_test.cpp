@@ -15,7 +15,7 @@ namespace {
 
 const std::vector<TokenId> kPrompt{5, 6, 7};
 
-modicum::BeamResult search(toy::TreeModel& model, const BeamOptions& options) {
+modicum::BeamResult<toy::TreeModel::State> search(toy::TreeModel& model, const BeamOptions& options) {
   toy::TreeModel::State start = model.start(kPrompt);
   const std::vector<float> logits = model.logits(start);
   return modicum::beam(model, std::move(start), logits, kPrompt, options);

@@ -17,11 +17,12 @@ using modicum::TokenId;
 
 namespace {
 
-modicum::BeamResult search(const std::vector<TokenId>& prompt, const BeamOptions& options,
-                           std::size_t vocabulary = 160, const modicum::Progress& progress = {}) {
+modicum::BeamResult<toy::HashModel::State> search(const std::vector<TokenId>& prompt,
+                                                  const BeamOptions& options, std::size_t vocabulary = 160,
+                                                  const modicum::Progress& progress = {}) {
   toy::HashModel model{vocabulary};
   const auto state = toy::HashModel::read_all(prompt);
-  return modicum::beam(model, state, model.logits(state), prompt, options, progress);
+  return modicum::beam(model, state, model.logits(state), prompt, options, {.progress = progress});
 }
 
 void check_equals_reference(const std::vector<TokenId>& prompt, const BeamOptions& options,
@@ -83,12 +84,13 @@ TEST_CASE("beam search equals its specification over the whole grid of options")
 }
 
 TEST_CASE("beams that the vocabulary cannot fill are filled as in transformers, and not returned") {
-  const auto result = search({4}, {.beams = 8, .max_new_tokens = 1, .num_return = 8}, 5);
-  CHECK(result.hypotheses.size() == 5);
+  const auto result = search(
+      {4}, {.beams = 5, .max_new_tokens = 2, .min_new_tokens = 2, .num_return = 5, .stop_ids = {0, 1, 2}}, 5);
+  CHECK(result.hypotheses.size() == 4);
   for (const auto& hypothesis : result.hypotheses) {
     CHECK(hypothesis.score > -100.0f);
   }
-  check_equals_reference({4}, {.beams = 8, .max_new_tokens = 4, .num_return = 8}, 5);
+  check_equals_reference({4}, {.beams = 5, .max_new_tokens = 4, .num_return = 5}, 5);
 }
 
 TEST_CASE("one beam is greedy generation") {
@@ -147,6 +149,13 @@ TEST_CASE("beam options that make no sense are named") {
     CHECK(text.find("[beam] " + field) != std::string::npos);
   };
   names(message({.beams = 0}), "beams");
+  names(message({.beams = 161}), "beams");
+  names(message({.beams = 4, .groups = 3}), "groups");
+  names(message({.stop = {"x"}}), "stop");
+  names(message({.bad_words = {{}}}), "bad_words");
+  names(message({.sequence_bias = {{{160}, 1.0f}}}), "sequence_bias");
+  names(message({.diversity_penalty = -1.0}), "diversity_penalty");
+  names(message({.sampling = {.temperature = -1.0}}), "temperature");
   names(message({.beams = 2, .num_return = 3}), "num_return");
   names(message({.num_return = 0}), "num_return");
   names(message({.max_new_tokens = 0}), "max_new_tokens");

@@ -28,6 +28,7 @@ enum class FinishReason {
   stop_string,  ///< a stop string appeared in the text
   length,       ///< max_new_tokens was reached
   cancelled,    ///< the callback returned false
+  complete,     ///< it is all that its constraint holds (beam search)
 };
 
 /// The name of the enumerator, as it reads in a report or in Python.
@@ -39,6 +40,8 @@ constexpr std::string_view name(FinishReason reason) noexcept {
       return "stop_string";
     case FinishReason::length:
       return "length";
+    case FinishReason::complete:
+      return "complete";
     case FinishReason::cancelled:
       break;
   }

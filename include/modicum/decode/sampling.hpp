@@ -77,8 +77,8 @@ inline float nucleus_floor(std::span<const float> logits, double top_p) {
 }
 
 /// A token stays while those above it hold less than `mass`, in units of the likeliest one's probability; the
-/// likeliest always stays. Equal logits count in the order of their ids.
-inline void keep_nucleus(std::vector<TokenLogit>& tokens, double mass) {
+/// `least` likeliest always stay. Equal logits count in the order of their ids.
+inline void keep_nucleus(std::vector<TokenLogit>& tokens, double mass, std::size_t least) {
   const auto less_likely = [](const TokenLogit& a, const TokenLogit& b) {
     return a.logit < b.logit || (a.logit == b.logit && a.token > b.token);
   };
@@ -90,9 +90,23 @@ inline void keep_nucleus(std::vector<TokenLogit>& tokens, double mass) {
     std::pop_heap(tokens.begin(), heap_end, less_likely);
     --heap_end;
     above += static_cast<double>(exp_nonpositive(heap_end->logit - max));
-  } while (heap_end != tokens.begin() && above < mass);
+  } while (heap_end != tokens.begin() &&
+           (above < mass || static_cast<std::size_t>(tokens.end() - heap_end) < least));
   tokens.erase(tokens.begin(), heap_end);
   std::ranges::sort(tokens, {}, &TokenLogit::token);
+}
+
+/// A token stays that is at least `min_p` times as likely as the likeliest, and the `least` likeliest.
+inline void keep_min_p(std::vector<TokenLogit>& tokens, float max, double min_p, std::size_t least) {
+  float safe = std::numeric_limits<float>::infinity();  // as likely as this is likely enough
+  if (least > 1 && !tokens.empty()) {
+    std::vector<float> logits;
+    for (const TokenLogit& t : tokens) logits.push_back(t.logit);
+    safe = kth_largest(logits, std::min(least, logits.size()));
+  }
+  std::erase_if(tokens, [&](const TokenLogit& t) {
+    return t.logit < safe && std::exp(static_cast<double>(t.logit) - static_cast<double>(max)) < min_p;
+  });
 }
 
 inline float largest_logit(std::span<const TokenLogit> tokens) {
@@ -129,19 +143,24 @@ inline void validate(const SamplingOptions& o, std::string_view op = "sampling")
 /// The tokens that temperature, top-k, top-p and min-p leave, in ascending order of id: those of
 /// transformers' warpers in their order, each renormalising what the one before left. `logits`: f32
 /// [vocabulary], -inf for impossible tokens, divided by the temperature in place unless that is 0. `kept` is
-/// overwritten.
-inline void warp(std::span<float> logits, const SamplingOptions& options, std::vector<TokenLogit>& kept) {
+/// overwritten. Each filter leaves at least `least` tokens where it finds as many (min_tokens_to_keep).
+inline void warp(std::span<float> logits, const SamplingOptions& options, std::vector<TokenLogit>& kept,
+                 std::size_t least = 1) {
   kept.clear();
   const float temperature = options.temperature > 0.0 ? static_cast<float>(options.temperature) : 1.0f;
   for (float& logit : logits) {
     logit /= temperature;
   }
   const std::span<const float> scaled = logits;
-  const bool has_top_k = options.top_k > 0 && options.top_k < logits.size();
+  const std::size_t top_k = std::max(options.top_k, least);
+  const bool has_top_k = options.top_k > 0 && top_k < logits.size();
   const bool has_top_p = options.top_p < 1.0;
-  const float floor = has_top_k   ? detail::kth_largest(scaled, options.top_k)
-                      : has_top_p ? detail::nucleus_floor(scaled, options.top_p)
-                                  : std::numeric_limits<float>::lowest();
+  float floor = has_top_k   ? detail::kth_largest(scaled, top_k)
+                : has_top_p ? detail::nucleus_floor(scaled, options.top_p)
+                            : std::numeric_limits<float>::lowest();
+  if (least > 1 && !has_top_k && has_top_p) {
+    floor = std::min(floor, detail::kth_largest(scaled, std::min(least, scaled.size())));
+  }
   for (std::size_t i = 0; i < scaled.size(); ++i) {
     if (scaled[i] >= floor && scaled[i] >= std::numeric_limits<float>::lowest()) {
       kept.push_back({static_cast<TokenId>(i), scaled[i]});
@@ -150,19 +169,15 @@ inline void warp(std::span<float> logits, const SamplingOptions& options, std::v
   const float max = detail::largest_logit(kept);
   if (has_top_p && !kept.empty()) {
     const double total = has_top_k ? detail::sum_exp(kept, max) : sum_exp(scaled, max);
-    detail::keep_nucleus(kept, options.top_p * total);
+    detail::keep_nucleus(kept, options.top_p * total, least);
   }
-  if (options.min_p > 0.0) {
-    std::erase_if(kept, [&](const TokenLogit& t) {
-      return std::exp(static_cast<double>(t.logit) - static_cast<double>(max)) < options.min_p;
-    });
-  }
+  if (options.min_p > 0.0) detail::keep_min_p(kept, max, options.min_p, least);
 }
 
 /// The same in place: what is left keeps its logit over the temperature, the rest becomes -inf.
-inline void warp(std::span<float> logits, const SamplingOptions& options) {
+inline void warp(std::span<float> logits, const SamplingOptions& options, std::size_t least = 1) {
   std::vector<TokenLogit> kept;
-  warp(logits, options, kept);
+  warp(logits, options, kept, least);
   std::ranges::fill(logits, -std::numeric_limits<float>::infinity());
   for (const TokenLogit& t : kept) {
     logits[static_cast<std::size_t>(t.token)] = t.logit;

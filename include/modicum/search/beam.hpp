@@ -2,299 +2,247 @@
 #pragma once
 
 #include <algorithm>
-#include <cmath>
 #include <cstddef>
+#include <cstdint>
+#include <map>
 #include <span>
-#include <string>
 #include <utility>
 #include <vector>
 
 #include <modicum/base/error.hpp>
 #include <modicum/base/progress.hpp>
 #include <modicum/decode/generate.hpp>
-#include <modicum/decode/log_softmax.hpp>
-#include <modicum/decode/processors.hpp>
 #include <modicum/decode/step_model.hpp>
-#include <modicum/search/scores.hpp>
+#include <modicum/search/beam_group.hpp>
+#include <modicum/search/beam_options.hpp>
+#include <modicum/search/search_tree.hpp>
 #include <modicum/text/tokenizer.hpp>
 
 namespace modicum {
 
-/// When a search ends whose finished hypotheses fill all beams: transformers' early_stopping.
-enum class EarlyStopping {
-  no,     ///< False: when the best running beam, at its present length, cannot beat the worst finished one
-  yes,    ///< True: at once
-  never,  ///< "never": when it could not even at the length that favours it most
+/// A prompt to search from: `state` has read `prompt`, and `logits` (f32 [vocabulary]) are those after it.
+/// `prompt` itself serves processors and stop strings.
+template <class State>
+struct BeamStart {
+  State state;
+  std::span<const float> logits;
+  std::span<const TokenId> prompt;
 };
-
-struct BeamOptions {
-  std::size_t beams = 4;
-  std::size_t max_new_tokens = 128;  ///< at least 1
-  std::size_t min_new_tokens = 0;    ///< until then no stop token can be chosen
-  double length_penalty = 1.0;  ///< a hypothesis's score is its sum of log-probabilities / length^penalty
-  EarlyStopping early_stopping = EarlyStopping::no;
-  std::size_t num_return = 1;       ///< hypotheses to return, 1 to `beams`
-  std::vector<TokenId> stop_ids;    ///< end-of-sequence tokens
-  double repetition_penalty = 1.0;  ///< applied to log-probabilities, over the prompt and the beam
-};
-
-struct Hypothesis {
-  std::vector<TokenId> ids;  ///< the new tokens, with the stop token that ended them if one did
-  float score;               ///< transformers' sequences_scores
-  FinishReason finish_reason;
-};
-
-/// Best first. Fewer than `num_return` only where the model had fewer continuations to offer: transformers
-/// then fills up with copies whose scores are about -1e9, which are left out here.
-struct BeamResult {
-  std::vector<Hypothesis> hypotheses;
-};
-
-/// Throws `InvalidArgument` naming the field that makes no sense.
-inline void validate(const BeamOptions& o, std::size_t vocabulary) {
-  if (o.beams == 0) {
-    fail({.op = "beam", .what = "beams", .expected = "at least 1", .got = "0"});
-  }
-  if (o.num_return == 0 || o.num_return > o.beams) {
-    fail({.op = "beam",
-          .what = "num_return",
-          .expected = "1 to beams (" + std::to_string(o.beams) + ")",
-          .got = std::to_string(o.num_return)});
-  }
-  detail::check_lengths("beam", o.min_new_tokens, o.max_new_tokens);
-  detail::check_stop_ids("beam", o.stop_ids, vocabulary);
-  detail::check_range("beam", "length_penalty", o.length_penalty, std::isfinite(o.length_penalty),
-                      "a finite number");
-  detail::check_range("beam", "repetition_penalty", o.repetition_penalty,
-                      o.repetition_penalty > 0.0 && std::isfinite(o.repetition_penalty),
-                      "a finite number above 0");
-  const std::size_t needed = std::max<std::size_t>(2, 1 + o.stop_ids.size());
-  if (vocabulary < needed) {
-    fail({.op = "beam",
-          .what = "vocabulary",
-          .expected = "at least " + std::to_string(needed) + " tokens, one more than stop_ids",
-          .got = std::to_string(vocabulary)});
-  }
-}
 
 namespace detail {
 
-/// One call of `beam` with at least two beams, for one prompt. A step is transformers' `_beam_search` loop
-/// body with the batch taken out: what it does to a prompt that is done while others in the batch are not
-/// never happens here.
+/// The search from one prompt: its groups of beams and the trie that they grow.
+class PromptSearch {
+ public:
+  PromptSearch(const BeamOptions& options, const BeamHooks& hooks, std::span<const TokenId> prompt,
+               std::size_t vocabulary, std::size_t number);
+
+  bool is_done() const;
+  /// One step of all groups that go on; each beam's row is then the one that its last token was chosen from.
+  void select(std::span<const float> logits);
+  /// Nodes of the tree before the last step.
+  std::uint32_t first_new() const noexcept { return first_new_; }
+
+  std::vector<BeamGroup>& groups() noexcept { return groups_; }
+  const SearchTree& tree() const noexcept { return tree_; }
+  BeamStats& stats() noexcept { return stats_; }
+  /// Takes the worst beam from the widest group. False where no group has two.
+  bool narrow();
+  /// The tokens that no later step can change, beyond those told before.
+  std::vector<TokenId> newly_stable();
+
+  /// The best hypotheses over all groups, which are real.
+  std::vector<Hypothesis> take_hypotheses();
+  SearchTree take_tree() { return std::move(tree_); }
+
+ private:
+  std::vector<const FinishedBeam*> ranked() const;
+  void count_live_tokens();
+
+  const BeamOptions& options_;
+  std::size_t vocabulary_;
+  SearchTree tree_;
+  std::uint32_t first_new_ = 0;
+  std::vector<BeamGroup> groups_;
+  BeamStats stats_;
+  std::vector<float> penalties_;
+  std::vector<std::uint32_t> seen_;  ///< by node: the step in which it was last found alive
+  std::uint32_t told_ = SearchTree::kRoot;
+};
+
+/// One call of `beam_many`.
 template <StepModel M>
 class BeamSearch {
  public:
   using State = typename M::State;
 
-  BeamSearch(M& model, State start, std::span<const float> start_logits, std::span<const TokenId> prompt,
-             const BeamOptions& options, const Progress& progress)
-      : model_(model),
-        prompt_(prompt),
-        options_(options),
-        progress_(progress),
-        vocabulary_(start_logits.size()),
-        logits_(start_logits.begin(), start_logits.end()),
-        penalty_(options.repetition_penalty, vocabulary_) {
-    // All beams begin as one, on one row of logits: only the first may be chosen from while it offers enough.
-    live_.reserve(options.beams);
-    for (std::size_t i = 1; i < options.beams; ++i) {
-      live_.push_back({.state = start, .score = kImpossibleScore, .row = 0});
+  BeamSearch(M& model, std::vector<BeamStart<State>> starts, const BeamOptions& options,
+             const BeamHooks& hooks)
+      : model_(model), options_(options), hooks_(hooks), vocabulary_(model.vocabulary_size()) {
+    kept_.resize(starts.size());
+    for (std::size_t i = 0; i < starts.size(); ++i) {
+      searches_.emplace_back(options, hooks, starts[i].prompt, vocabulary_, i);
+      logits_.insert(logits_.end(), starts[i].logits.begin(), starts[i].logits.end());
+      states_.push_back(std::move(starts[i].state));
     }
-    live_.insert(live_.begin(), {.state = std::move(start), .score = 0.0f, .row = 0});
   }
 
-  BeamResult run() {
-    for (;;) {
-      score_rows();
-      const std::vector<Continuation> candidates = best_candidates();
-      finish(candidates);
-      ++length_;
-      report(progress_, "beam", length_, options_.max_new_tokens);
-      const std::vector<Continuation> running = keep_running(candidates);
-      if (is_over(candidates, running.front().score)) {
-        return result();
+  std::vector<BeamResult<State>> run() {
+    for (std::size_t length = 1;; ++length) {
+      for (std::size_t i = 0; i < searches_.size(); ++i) {
+        if (searches_[i].is_done()) continue;
+        searches_[i].select(logits_);
+        if (options_.keep_states) keep_states(i);
       }
-      advance(running);
+      report(hooks_.progress, "beam", length, options_.max_new_tokens);
+      if (hooks_.on_stable) tell_stable();
+      if (std::ranges::all_of(searches_, &PromptSearch::is_done)) return results();
+      advance();
     }
   }
 
  private:
-  struct Beam {
-    State state;
-    std::vector<TokenId> ids;
-    float score;
-    std::size_t row;
-  };
-  struct Finished {
-    Hypothesis hypothesis;
-    bool is_real;
-  };
-
-  bool is_stop(TokenId token) const {
-    return std::ranges::find(options_.stop_ids, token) != options_.stop_ids.end();
-  }
-  /// Whether a continuation made in this step ends its hypothesis; asked before `length_` counts the step.
-  bool ends(const Continuation& c) const {
-    return length_ + 1 == options_.max_new_tokens || is_stop(c.token);
-  }
-
-  /// Turns each row of logits into log-probabilities after processors, which see log-probabilities and do not
-  /// renormalise.
-  void score_rows() {
-    for (std::size_t row = 0; row * vocabulary_ < logits_.size(); ++row) {
-      const std::span<float> scores(logits_.data() + row * vocabulary_, vocabulary_);
-      log_softmax(scores);
-      penalty_.apply(scores, prompt_, live_[row].ids);
-      if (length_ < options_.min_new_tokens) {
-        suppress(scores, options_.stop_ids);
+  /// Calls `use(search, beam)` for each live beam.
+  template <class Use>
+  void for_each_beam(Use use) {
+    for (std::size_t i = 0; i < searches_.size(); ++i) {
+      for (BeamGroup& group : searches_[i].groups()) {
+        for (Beam& beam : group.beams()) use(i, beam);
       }
     }
   }
 
-  /// As many as leave a full set of beams even if every beam's stop tokens rank first.
-  std::vector<Continuation> best_candidates() {
-    BestContinuations best(std::max<std::size_t>(2, 1 + options_.stop_ids.size()) * options_.beams);
-    for (std::size_t i = 0; i < live_.size(); ++i) {
-      best.add(i, live_[i].score,
-               std::span<const float>(logits_.data() + live_[i].row * vocabulary_, vocabulary_));
-    }
-    return best.take();
-  }
-
-  /// Ended continuations among the first `beams` compete with the finished; one further down vanishes.
-  void finish(const std::vector<Continuation>& candidates) {
-    for (std::size_t i = 0; i < options_.beams; ++i) {
-      const Continuation& c = candidates[i];
-      const float score = length_normalised(c.score, length_ + 1, options_.length_penalty);
-      if (!ends(c) || !(score > kImpossibleScore)) {
-        continue;  // an empty place counts as kImpossibleScore, and among equals the older stays
-      }
-      std::vector<TokenId> ids = live_[c.beam].ids;
-      ids.push_back(c.token);
-      const auto worse = [&](const Finished& f) { return f.hypothesis.score < score; };
-      const auto reason = is_stop(c.token) ? FinishReason::stop_token : FinishReason::length;
-      finished_.insert(std::ranges::find_if(finished_, worse),
-                       {{std::move(ids), score, reason}, c.score > kImpossibleScore / 2});
-    }
-    finished_.resize(std::min(finished_.size(), options_.beams));
-  }
-
-  /// The best `beams` to go on with. An ended one sinks by 1e9 and is used only for want of others.
-  std::vector<Continuation> keep_running(std::vector<Continuation> candidates) const {
-    for (Continuation& c : candidates) {
-      c.score += is_stop(c.token) ? kImpossibleScore : 0.0f;
-    }
-    std::ranges::stable_sort(candidates, std::greater<>{}, &Continuation::score);
-    candidates.resize(options_.beams);
-    return candidates;
-  }
-
-  /// `best_running`: the score of the best beam that goes on; `length_` counts the step that was just made.
-  bool is_over(const std::vector<Continuation>& candidates, float best_running) const {
-    const bool all_end =
-        std::ranges::all_of(candidates, [&](const Continuation& c) { return is_stop(c.token); });
-    const bool is_full = finished_.size() == options_.beams;
-    if (length_ == options_.max_new_tokens || all_end ||
-        (is_full && options_.early_stopping == EarlyStopping::yes)) {
-      return true;
-    }
-    const bool may_grow = options_.early_stopping == EarlyStopping::never && options_.length_penalty > 0.0;
-    const float best_possible = length_normalised(best_running, may_grow ? options_.max_new_tokens : length_,
-                                                  options_.length_penalty);
-    return !(best_possible > (is_full ? finished_.back().hypothesis.score : kImpossibleScore));
-  }
-
-  /// Reads one token on each beam in one pass. Beams that nothing continues are dropped before it, so that
-  /// their memory can serve the new ones, and the parents after it.
-  void advance(const std::vector<Continuation>& running) {
+  /// Reads one token on each live beam in one pass, a token that several share once. States that nothing
+  /// continues are dropped before it, so that their memory can serve the new ones, and the parents after it.
+  void advance() {
     std::vector<Step<State>> steps;
-    std::vector<std::vector<TokenId>> ids;
-    steps.reserve(running.size());
-    ids.reserve(running.size());
-    for (const Continuation& c : running) {
-      steps.push_back({live_[c.beam].state, c.token});
-      ids.push_back(live_[c.beam].ids);
-      ids.back().push_back(c.token);
-    }
-    live_.clear();
-    logits_.resize(running.size() * vocabulary_);
-    std::vector<State> states = model_.step(std::span<const Step<State>>(steps), std::span<float>(logits_));
-    for (std::size_t i = 0; i < running.size(); ++i) {
-      live_.push_back({std::move(states[i]), std::move(ids[i]), running[i].score, i});
+    std::vector<std::vector<std::size_t>> rows(searches_.size());  // of each new node; kNone: no beam's
+    for_each_beam([&](std::size_t i, Beam& beam) {
+      const std::uint32_t first = searches_[i].first_new();
+      rows[i].resize(searches_[i].tree().size() - first, kNone);
+      std::size_t& row = rows[i][beam.node - first];
+      if (row == kNone) {
+        row = steps.size();
+        steps.push_back({states_[beam.row], searches_[i].tree()[beam.node].token});
+        ++searches_[i].stats().rows;
+      }
+      beam.row = row;
+    });
+    states_.clear();
+    for (;;) {
+      logits_.resize(steps.size() * vocabulary_);
+      try {
+        states_ = model_.step(std::span<const Step<State>>(steps), std::span<float>(logits_));
+        return;
+      } catch (const OutOfMemory&) {
+        if (options_.when_full == WhenFull::fail || !narrow(steps)) throw;
+      }
     }
   }
 
-  BeamResult result() {
-    BeamResult result;
-    for (Finished& f : finished_) {
-      if (f.is_real && result.hypotheses.size() < options_.num_return) {
-        result.hypotheses.push_back(std::move(f.hypothesis));
+  /// Gives up the worst beam of the search that has most. False where every one has one left.
+  bool narrow(std::vector<Step<State>>& steps) {
+    bool narrowed = false;
+    for (PromptSearch& search : searches_) narrowed |= search.narrow();
+    if (!narrowed) return false;
+    std::vector<std::size_t> place(steps.size(), kNone);
+    std::vector<Step<State>> left;
+    for_each_beam([&](std::size_t, Beam& beam) {
+      if (place[beam.row] == kNone) {
+        place[beam.row] = left.size();
+        left.push_back(std::move(steps[beam.row]));
+      }
+      beam.row = place[beam.row];
+    });
+    steps = std::move(left);
+    return true;
+  }
+
+  /// Holds the parents of hypotheses that have just ended, and lets go of those that were displaced.
+  void keep_states(std::size_t i) {
+    std::map<std::uint32_t, State> kept;
+    for (const BeamGroup& group : searches_[i].groups()) {
+      for (const FinishedBeam& f : group.finished()) {
+        if (const auto old = kept_[i].find(f.node); old != kept_[i].end()) {
+          kept.insert(*old);
+        } else {
+          kept.emplace(f.node, states_[f.parent_row]);
+        }
       }
     }
-    return result;
+    kept_[i] = std::move(kept);
   }
+
+  void tell_stable() {
+    const std::vector<TokenId> ids = searches_.front().newly_stable();
+    if (!ids.empty()) hooks_.on_stable(ids);
+  }
+
+  std::vector<BeamResult<State>> results() {
+    std::vector<BeamResult<State>> results;
+    for (std::size_t i = 0; i < searches_.size(); ++i) {
+      BeamResult<State> result{.hypotheses = searches_[i].take_hypotheses(),
+                               .tree = {},
+                               .stats = searches_[i].stats(),
+                               .states = {}};
+      for (const Hypothesis& h : result.hypotheses) {
+        if (options_.keep_states) result.states.push_back(kept_[i].at(h.node));
+      }
+      result.tree = searches_[i].take_tree();
+      results.push_back(std::move(result));
+    }
+    return results;
+  }
+
+  static constexpr std::size_t kNone = static_cast<std::size_t>(-1);
 
   M& model_;
-  std::span<const TokenId> prompt_;
   const BeamOptions& options_;
-  const Progress& progress_;
+  const BeamHooks& hooks_;
   std::size_t vocabulary_;
-  std::vector<float> logits_;  ///< [rows, vocabulary], overwritten by log-probabilities
-  RepetitionPenalty penalty_;
-  std::vector<Beam> live_;
-  std::vector<Finished> finished_;  ///< best first, at most `beams`
-  std::size_t length_ = 0;          ///< new tokens of every live beam
+  std::vector<PromptSearch> searches_;
+  std::vector<State> states_;  ///< of each row of `logits_`
+  std::vector<float> logits_;  ///< [rows, vocabulary]
+  std::vector<std::map<std::uint32_t, State>> kept_;
 };
-
-/// One beam is greedy choice: the search ends at the first stop token, as in transformers, and the repetition
-/// penalty applies to logits.
-template <StepModel M>
-BeamResult greedy(M& model, typename M::State start, std::span<const float> start_logits,
-                  std::span<const TokenId> prompt, const BeamOptions& options, const Progress& progress) {
-  std::size_t length = 0;
-  const auto on_token = [&](const GeneratedToken&) {
-    report(progress, "beam", ++length, options.max_new_tokens);
-    return true;
-  };
-  auto result = generate(model, std::move(start), start_logits, prompt,
-                         {.max_new_tokens = options.max_new_tokens,
-                          .min_new_tokens = options.min_new_tokens,
-                          .stop_ids = options.stop_ids,
-                          .sampling = {.repetition_penalty = options.repetition_penalty}},
-                         nullptr, on_token);
-  float sum = 0.0f;
-  for (const float log_probability : result.log_probabilities) {
-    sum += log_probability;
-  }
-  const float score = length_normalised(sum, result.ids.size(), options.length_penalty);
-  return {{{std::move(result.ids), score, result.finish_reason}}};
-}
 
 }  // namespace detail
 
-/// Beam search, token for token that of transformers 5 `generate(num_beams=beams, do_sample=False)` for one
-/// prompt on equal f32 logits (GenerationMixin._beam_search, _get_top_k_continuations,
-/// _update_finished_beams, _check_early_stop_heuristic). Among equal scores the lower beam wins, then the
-/// lower token; torch leaves that open.
+/// Beam search from several prompts in lockstep: each step of the model reads one token on every beam of all
+/// that go on, so its weights, and the keys and values that beams share, are read once. Each result is what
+/// `beam` gives for that prompt alone (but for sampling, whose draws differ). Throws as `beam`.
+template <StepModel M>
+std::vector<BeamResult<typename M::State>> beam_many(M& model,
+                                                     std::vector<BeamStart<typename M::State>> starts,
+                                                     const BeamOptions& options,
+                                                     const BeamHooks& hooks = {}) {
+  const std::size_t vocabulary = model.vocabulary_size();
+  for (const auto& start : starts) detail::check_start_logits("beam", start.logits.size(), vocabulary);
+  validate(options, vocabulary, hooks.tokenizer != nullptr);
+  if (starts.empty()) return {};
+  return detail::BeamSearch<M>(model, std::move(starts), options, hooks).run();
+}
+
+/// Beam search; with `BeamMode::transformers` token for token that of transformers 5
+/// `generate(num_beams=beams)` for one prompt on equal f32 logits (GenerationMixin._beam_search,
+/// _get_top_k_continuations, _update_finished_beams, _check_early_stop_heuristic). Among equal scores the
+/// lower beam wins, then the lower token; torch leaves that open.
 ///
 /// `start` has read `prompt`, and `start_logits` (f32 [vocabulary]) are the logits after it: the prompt is
 /// read once, whatever the number of beams. Every step reads one token on each beam in one call of
 /// `model.step`; beams share what they have in common in the model's tree, and between steps there are at
 /// most `beams` states. Memory of its own: beams × vocabulary floats.
 ///
-/// Throws `InvalidArgument` for options that make no sense and for logits that are not numbers, `Cancelled`
-/// when `progress` ("beam", tokens, max_new_tokens) returns false; what the model throws passes through.
+/// Throws `InvalidArgument` for options that make no sense, for logits that are not numbers, and where
+/// nothing that the constraint allows fits into `max_new_tokens`; `Cancelled` when `hooks.progress` returns
+/// false; what the model and the constraint throw passes through.
 template <StepModel M>
-BeamResult beam(M& model, typename M::State start, std::span<const float> start_logits,
-                std::span<const TokenId> prompt, const BeamOptions& options, const Progress& progress = {}) {
-  const std::size_t vocabulary = model.vocabulary_size();
-  detail::check_start_logits("beam", start_logits.size(), vocabulary);
-  validate(options, vocabulary);
-  if (options.beams == 1) {
-    return detail::greedy(model, std::move(start), start_logits, prompt, options, progress);
-  }
-  return detail::BeamSearch<M>(model, std::move(start), start_logits, prompt, options, progress).run();
+BeamResult<typename M::State> beam(M& model, typename M::State start, std::span<const float> start_logits,
+                                   std::span<const TokenId> prompt, const BeamOptions& options,
+                                   const BeamHooks& hooks = {}) {
+  std::vector<BeamStart<typename M::State>> one;
+  one.push_back({std::move(start), start_logits, prompt});
+  return std::move(beam_many(model, std::move(one), options, hooks).front());
 }
 
 }  // namespace modicum

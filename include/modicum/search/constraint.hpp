@@ -23,8 +23,8 @@ struct AllowedTokens {
   Kind kind = Kind::all;
   std::span<const TokenId> tokens = {};      ///< ascending, without repetition
   std::span<const std::uint32_t> mask = {};  ///< ceil(vocabulary / 32) words, or fewer
-  /// Whether the text may end here: by a stop token where the search has any (it is then allowed whatever
-  /// `kind` says), else by itself.
+  /// Whether the text may end here. Stop tokens are then allowed whatever `kind` says; otherwise they are
+  /// only where `tokens` or `mask` names them.
   bool may_end = true;
   /// Tokens that lead to something the text must contain; the search keeps beams for them. Ascending, all of
   /// them allowed.
@@ -58,6 +58,21 @@ class Constraint {
   /// The state after `token`, which `allowed` let through.
   virtual State advance(State state, TokenId token) const = 0;
 
+  /// Whether a text may end in a state, and whether it must.
+  enum class Ending : std::uint8_t { no, may, must };
+  virtual Ending ending(State state) const {
+    AllowedScratch scratch;
+    const AllowedTokens next = allowed(state, scratch);
+    const bool goes_on = next.kind == AllowedTokens::Kind::only   ? !next.tokens.empty()
+                         : next.kind == AllowedTokens::Kind::mask ? !std::ranges::all_of(next.mask, is_zero)
+                                                                  : true;
+    return !next.may_end ? Ending::no : goes_on ? Ending::may : Ending::must;
+  }
+
+  /// Whether a text that may end does end, as an entry of a set does, where the search has no stop tokens. It
+  /// also goes on where more may follow.
+  virtual bool ends_by_itself() const { return false; }
+
   /// Whether `token` may follow, where `allowed` said `check`.
   virtual bool allows(State, TokenId) const { return true; }
 
@@ -67,6 +82,9 @@ class Constraint {
   virtual std::size_t required() const { return 0; }
 
   virtual void release(State) const noexcept {}
+
+ private:
+  static bool is_zero(std::uint32_t word) { return word == 0; }
 };
 
 /// Whether `token` is among those that `allowed` names. `check` counts as allowed.

@@ -1,0 +1,275 @@
+"""What a beam search takes and what it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from modicum import _core, tree_picture
+from modicum._core import BeamStats, Branch, Constraint, InvalidArgument, Tokenizer
+
+EarlyStopping = bool | Literal["never"]
+Progress = Callable[[str, int, int], object]
+
+if TYPE_CHECKING:
+    from modicum.constraints import ConstraintLike
+
+    class BeamKeywords(TypedDict, total=False):
+        """The keyword arguments that every beam search takes; see :func:`modicum.search.beam`."""
+
+        beams: int
+        max_new_tokens: int
+        min_new_tokens: int
+        length_penalty: float
+        early_stopping: EarlyStopping
+        num_return: int
+        stop_ids: Sequence[int] | None
+        stop: str | Sequence[str] | None
+        repetition_penalty: float
+        no_repeat_ngram_size: int
+        bad_words: Sequence[Sequence[int]]
+        sequence_bias: Mapping[tuple[int, ...], float]
+        forced_bos: int | None
+        forced_eos: Sequence[int]
+        suppress: Sequence[int]
+        begin_suppress: Sequence[int]
+        groups: int
+        diversity_penalty: float
+        temperature: float
+        top_k: int
+        top_p: float
+        min_p: float
+        seed: int
+        mode: Literal["transformers", "native"]
+        when_full: Literal["fail", "narrow"]
+        constraint: ConstraintLike | None
+        stream: Callable[[str], object] | None
+        progress: Progress | None
+
+
+SAMPLING: dict[str, Any] = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "seed": 0}
+_EARLY = {False: "no", True: "yes", "never": "never"}
+_PLAIN = (
+    *("beams", "max_new_tokens", "min_new_tokens", "length_penalty", "num_return", "repetition_penalty"),
+    *("no_repeat_ngram_size", "forced_bos", "groups", "diversity_penalty", "keep_states"),
+)
+_LISTS = ("forced_eos", "suppress", "begin_suppress")
+
+
+def make_options(given: Mapping[str, Any], stop_ids: Sequence[int]) -> _core.BeamOptions:
+    """`given` keyword arguments as the engine takes them; `stop_ids` where none are among them."""
+    options = _core.BeamOptions()
+    rest = {name: value for name, value in given.items() if name not in SAMPLING}
+    options.set_sampling(**{name: given.get(name, default) for name, default in SAMPLING.items()})
+    named = rest.pop("stop_ids", None)
+    _set(options, "stop_ids", [int(i) for i in (stop_ids if named is None else named)])
+    stop = rest.pop("stop", None)
+    _set(options, "stop", [stop] if isinstance(stop, str) else list(stop or []))
+    _set(options, "early_stopping", _early_stopping(rest.pop("early_stopping", False)))
+    _set(options, "mode", _choice(_core.BeamMode, "mode", rest.pop("mode", "transformers")))
+    _set(options, "when_full", _choice(_core.WhenFull, "when_full", rest.pop("when_full", "fail")))
+    _set(options, "bad_words", [list(word) for word in rest.pop("bad_words", ())])
+    bias = dict(rest.pop("sequence_bias", {}))
+    _set(options, "sequence_bias", [_core.SequenceBias(list(ids), float(b)) for ids, b in bias.items()])
+    for name in _LISTS:
+        _set(options, name, [int(i) for i in rest.pop(name, ())])
+    for name, value in rest.items():
+        if name not in _PLAIN:
+            raise TypeError(f"beam search got an unexpected keyword argument {name!r}")
+        _set(options, name, value)
+    return options
+
+
+def _set(options: _core.BeamOptions, name: str, value: object) -> None:
+    try:
+        setattr(options, name, value)
+    except TypeError:
+        expected = f"a value like {getattr(options, name)!r}"
+        raise InvalidArgument(f"[beam] {name}: expected {expected}, got {value!r}") from None
+
+
+def _early_stopping(value: EarlyStopping) -> _core.EarlyStopping:
+    if not isinstance(value, bool | str) or value not in _EARLY:
+        raise InvalidArgument(f"[beam] early_stopping: expected False, True or 'never', got {value!r}")
+    return _core.EarlyStopping.__members__[_EARLY[value]]
+
+
+def _choice(kind: Any, name: str, value: str) -> Any:
+    if value not in kind.__members__:
+        raise InvalidArgument(f"[beam] {name}: expected one of {', '.join(kind.__members__)}, got {value!r}")
+    return kind.__members__[value]
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """One result of a beam search.
+
+    Attributes
+    ----------
+    text : without special tokens, and without the stop string that ended it.
+    ids : the new tokens, with the stop token that ended them, if one did.
+    score : sum of log-probabilities / length ** length_penalty.
+    log_probabilities : of each of `ids`, after processors (natural logarithm).
+    finish_reason : "stop_token", "stop_string", "length", or "complete": its constraint allows nothing more.
+    node : the last token's place in the search's tree.
+    """
+
+    text: str
+    ids: list[int]
+    score: float
+    log_probabilities: list[float] = field(repr=False, default_factory=list)
+    finish_reason: str = "length"
+    node: int = field(repr=False, default=0)
+    state: Branch | None = field(repr=False, default=None)
+
+    def __str__(self) -> str:
+        return self.text
+
+    @property
+    def branch(self) -> Branch:
+        """The leaf that has read the prompt and all of `ids`: search, generate or ask on from here.
+
+        Only of a search that was told to `keep_states`. The last token is read on first use.
+        """
+        if self.state is None:
+            raise InvalidArgument("[beam] branch: expected a search with keep_states=True, got one without")
+        return self.state.extend(self.ids[-1:])
+
+
+@dataclass(frozen=True)
+class SearchTree:
+    """Everything that was ever a beam or a hypothesis, as a trie.
+
+    Attributes
+    ----------
+    tokens : int64 [nodes], -1 at the root (node 0), which is the end of the prompt.
+    parents : int64 [nodes], each smaller than its node; the root is its own.
+    log_probabilities : float32 [nodes], of the token alone.
+    scores : float32 [nodes], sum of those from the root.
+    hypotheses : node of each returned hypothesis, best first.
+    """
+
+    tokens: npt.NDArray[np.int64]
+    parents: npt.NDArray[np.int64]
+    log_probabilities: npt.NDArray[np.float32]
+    scores: npt.NDArray[np.float32]
+    hypotheses: list[int]
+    tokenizer: Tokenizer | None = field(repr=False, default=None)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def path(self, node: int) -> list[int]:
+        """The tokens from the prompt to `node`."""
+        ids = []
+        while node != 0:
+            ids.append(int(self.tokens[node]))
+            node = int(self.parents[node])
+        return ids[::-1]
+
+    def to_dot(self) -> str:
+        """The tree in Graphviz's language, runs without a fork as one node."""
+        return tree_picture.dot(self)
+
+    def to_svg(self, *, max_nodes: int = 400) -> str:
+        """A picture: runs without a fork are one box, and of many boxes the `max_nodes` best are drawn."""
+        return tree_picture.svg(self, max_nodes=max_nodes)
+
+    def _repr_svg_(self) -> str:
+        return self.to_svg()
+
+
+class BeamResult(Sequence[Hypothesis]):
+    """The hypotheses of a search, best first, with what it took.
+
+    Attributes
+    ----------
+    tree : everything that was ever a beam (:class:`SearchTree`).
+    stats : steps, rows (tokens read after the prompt), peak_tokens (the most that beams held at once, shared
+        ones once) and width.
+    """
+
+    def __init__(self, hypotheses: Sequence[Hypothesis], tree: SearchTree, stats: BeamStats) -> None:
+        self._hypotheses = list(hypotheses)
+        self.tree = tree
+        self.stats = stats
+
+    @overload
+    def __getitem__(self, index: int) -> Hypothesis: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Hypothesis]: ...
+    def __getitem__(self, index: int | slice) -> Hypothesis | list[Hypothesis]:
+        return self._hypotheses[index]
+
+    def __len__(self) -> int:
+        return len(self._hypotheses)
+
+    def __repr__(self) -> str:
+        return f"<modicum.BeamResult of {len(self)}: {self._hypotheses[0]!r}, …>"
+
+    def _repr_html_(self) -> str:
+        return tree_picture.html(self)
+
+
+def make_result(found: _core.BeamResult, tokenizer: Tokenizer | None, stop: Sequence[str]) -> BeamResult:
+    """A search's outcome as Python objects."""
+    states: list[Branch | None] = [*found.states] or [None] * len(found.hypotheses)
+    tree, place = _make_tree(found, tokenizer)
+    hypotheses = [
+        Hypothesis(
+            _text(h.ids, tokenizer, stop if h.finish_reason == "stop_string" else ()),
+            list(h.ids),
+            h.score,
+            list(h.log_probabilities),
+            h.finish_reason,
+            int(place[h.node]),
+            state,
+        )
+        for h, state in zip(found.hypotheses, states, strict=True)
+    ]
+    return BeamResult(hypotheses, tree, found.stats)
+
+
+def _make_tree(
+    found: _core.BeamResult, tokenizer: Tokenizer | None
+) -> tuple[SearchTree, npt.NDArray[np.int64]]:
+    """The tree without beams that are none (see `mode`), and the new place of each node."""
+    real = found.scores > -5e8
+    place = np.cumsum(real) - 1
+    hypotheses = [int(place[h.node]) for h in found.hypotheses]
+    tree = SearchTree(
+        found.tokens[real],
+        place[found.parents[real]],
+        found.log_probabilities[real],
+        found.scores[real],
+        hypotheses,
+        tokenizer,
+    )
+    return tree, place
+
+
+def _text(ids: Sequence[int], tokenizer: Tokenizer | None, stop: Sequence[str]) -> str:
+    if tokenizer is None:
+        return ""
+    text = tokenizer.decode(list(ids))
+    ends = [at for s in stop if (at := text.rfind(s)) >= 0]
+    return text[: min(ends)] if ends else text
+
+
+def streamed(stream: Callable[[str], object], tokenizer: Tokenizer) -> Callable[[list[int]], None]:
+    """Hands the text of tokens that are certain to `stream`, whole characters at a time."""
+    decoder = _core.StreamDecoder(tokenizer)
+
+    def on_stable(ids: list[int]) -> None:
+        text = "".join(decoder.push(i) for i in ids)
+        if text:
+            stream(text)
+
+    return on_stable
+
+
+__all__ = ["BeamResult", "BeamStats", "Constraint", "EarlyStopping", "Hypothesis", "Progress", "SearchTree"]
