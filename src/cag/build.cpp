@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
-#include <chrono>
 #include <system_error>
 
 #include <modicum/base/atomic_file.hpp>
@@ -8,6 +7,7 @@
 #include <modicum/base/hash.hpp>
 #include <modicum/cag/build.hpp>
 
+#include "../base/stopwatch.hpp"
 #include "journal.hpp"
 #include "measure.hpp"
 #include "reading.hpp"
@@ -217,10 +217,6 @@ void write_reading(const std::filesystem::path& path, Manifest& manifest, const 
   write_knowledge(path, content, replaced);
 }
 
-double seconds_since(std::chrono::steady_clock::time_point start) {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
-
 }  // namespace
 
 Changes write_update(const Model& model, const std::filesystem::path& path, const KnowledgeFile& old,
@@ -282,12 +278,12 @@ Plan plan(const Model& model, std::span<const Document> documents, const BuildOp
   const KvTree tree = model.transformer().tree();
   const Extension extension{tree.root(), std::span(prompt.ids).first(sample)};
   model.transformer().extend(tree, {&extension, 1});
-  const auto start = std::chrono::steady_clock::now();
+  const Stopwatch watch;
   model.transformer().extend(tree, {&extension, 1});
   const double longest = options.layout == Layout::joint
                              ? static_cast<double>(plan.tokens)
                              : static_cast<double>(std::min(plan.tokens, options.segment_tokens));
-  plan.seconds = seconds_since(start) * work(longest) / work(static_cast<double>(sample)) *
+  plan.seconds = watch.seconds() * work(longest) / work(static_cast<double>(sample)) *
                  (static_cast<double>(plan.tokens) / longest);
   return plan;
 }

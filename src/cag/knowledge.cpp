@@ -1,20 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
-#include <chrono>
 #include <numeric>
 
 #include <modicum/base/error.hpp>
 #include <modicum/cag/knowledge.hpp>
 
+#include "../base/stopwatch.hpp"
 #include "knowledge_state.hpp"
 #include "reading.hpp"
 
 namespace modicum::cag {
 namespace {
-
-double seconds_since(std::chrono::steady_clock::time_point start) {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
 
 void require_same(const std::filesystem::path& path, const std::string& what, const std::string& of_file,
                   const std::string& of_model) {
@@ -219,13 +215,13 @@ Branch Knowledge::branch_for(std::string_view question, std::size_t most_segment
 
 Answer Knowledge::ask(std::string_view question, const AskOptions& options,
                       const TokenCallback& callback) const {
-  const auto start = std::chrono::steady_clock::now();
+  const Stopwatch verify_watch;
   state_->verify();
-  const double verify = seconds_since(start);
-  const auto compose_start = std::chrono::steady_clock::now();
+  const double verify = verify_watch.seconds();
+  const Stopwatch compose_watch;
   std::vector<TokenId> ids = question_ids(question);
   Trunk trunk = state_->trunk_for(question, options.most_segments, ids.size() + options.max_new_tokens);
-  const double compose = seconds_since(compose_start);
+  const double compose = compose_watch.seconds();
   const Turn turn{trunk, trunk.branch, std::move(ids), question};
   Answer answer =
       std::move(answer_turns(model(), file(), tree(), {&turn, 1}, options, callback).answers.front());
@@ -238,18 +234,18 @@ Answer Knowledge::ask(std::string_view question, const AskOptions& options,
 
 std::vector<Answer> Knowledge::ask_many(std::span<const std::string> questions,
                                         const AskOptions& options) const {
-  const auto start = std::chrono::steady_clock::now();
+  const Stopwatch verify_watch;
   state_->verify();
-  const double verify = seconds_since(start);
+  const double verify = verify_watch.seconds();
   std::vector<Turn> turns;
   std::vector<double> compose;
   for (const std::string& question : questions) {
-    const auto compose_start = std::chrono::steady_clock::now();
+    const Stopwatch compose_watch;
     std::vector<TokenId> ids = question_ids(question);
     Trunk trunk = state_->trunk_for(question, options.most_segments, ids.size() + options.max_new_tokens);
     const Branch from = trunk.branch;
     turns.push_back({std::move(trunk), from, std::move(ids), question});
-    compose.push_back(seconds_since(compose_start));
+    compose.push_back(compose_watch.seconds());
   }
   std::vector<Answer> answers = answer_turns(model(), file(), tree(), turns, options, {}).answers;
   for (std::size_t i = 0; i < answers.size(); ++i) {
