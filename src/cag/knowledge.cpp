@@ -199,18 +199,10 @@ Branch Knowledge::branch() const {
                        .what = "'" + file().path().string() + "'",
                        .expected = "documents that fit into the context together",
                        .got = "a cache of which each question selects a part",
-                       .todo = "ask(), or branch_for(question)"});
+                       .todo = "use ask()"});
   }
   state_->verify();
   return state_->whole().branch;
-}
-
-Branch Knowledge::branch_for(std::string_view question, std::size_t most_segments,
-                             std::vector<std::string>* selected, std::size_t room) const {
-  state_->verify();
-  const Trunk trunk = state_->trunk_for(question, most_segments, room);
-  if (selected != nullptr) *selected = state_->names_of(trunk);
-  return trunk.branch;
 }
 
 Answer Knowledge::ask(std::string_view question, const AskOptions& options,
