@@ -9,7 +9,8 @@
 #include <modicum/ops/quantize_kv.hpp>
 
 #include "../base/quote.hpp"
-#include "writing.hpp"
+#include "draft.hpp"
+#include "measure.hpp"
 
 namespace modicum::cag {
 namespace {
@@ -49,7 +50,7 @@ bool differs(const Document& a, const Document& b) {
          a.changes_often != b.changes_often;
 }
 
-/// The documents after the change, in the order of a file.
+/// The documents after the change.
 std::vector<Document> changed(std::vector<Document> documents, std::span<const Document> put,
                               std::span<const std::string> remove, Expected expected, Changes& changes) {
   const std::set<std::string> removed(remove.begin(), remove.end());
@@ -72,8 +73,6 @@ std::vector<Document> changed(std::vector<Document> documents, std::span<const D
     };
     if (!listed(changes.added) && !listed(changes.replaced)) changes.unchanged.push_back(document.name);
   }
-  std::stable_partition(documents.begin(), documents.end(),
-                        [](const Document& d) { return !d.changes_often; });
   return documents;
 }
 
@@ -132,6 +131,28 @@ double difference(const Manifest& m, const KvSegment& segment, std::size_t first
   return size > 0 ? std::sqrt(apart / size) : std::sqrt(apart);
 }
 
+/// Writes a knowledge file of `documents` in the place of `old`, in its layout and encoding, taking over what
+/// `old` has read.
+Changes write_update(const Model& model, const std::filesystem::path& path, const KnowledgeFile& old,
+                     std::vector<Document> documents, const Progress& progress) {
+  Manifest manifest = old.manifest();
+  manifest.version = kFormatVersion;
+  manifest.fingerprint = model.fingerprint();
+  Draft draft = make_draft(model, std::move(documents), std::move(manifest));
+  check_possible(model, draft, path);
+  const KvTree tree = model.transformer().tree();
+  const Reading reading =
+      read_prompt(model.transformer(), tree, draft.prompt, draft.manifest.layout, &old, nullptr, progress);
+  // In blocks, measuring would read everything again: new segments take the encoding of those that were kept,
+  // and the certificate of the build stands.
+  const bool keep = draft.manifest.layout == Layout::blocks;
+  write_draft(
+      path, draft,
+      keep ? encode(reading, draft.manifest, draft.manifest.encoding) : certify(model, tree, draft, reading),
+      old.identity());
+  return {.computed_tokens = reading.computed, .tokens = draft.prompt.ids.size()};
+}
+
 }  // namespace
 
 std::vector<Document> documents_of(const KnowledgeFile& file) {
@@ -154,11 +175,11 @@ Changes update(const Model& model, const std::filesystem::path& path, std::span<
   std::vector<Document> before = documents_of(old);
   check_removed(before, remove);
   if (expected == Expected::new_names) check_new(before, put);
-  const std::vector<Document> after = changed(std::move(before), put, remove, expected, changes);
+  std::vector<Document> after = changed(std::move(before), put, remove, expected, changes);
   changes.tokens = old.manifest().tokens;
   if (changes.added.empty() && changes.replaced.empty() && changes.removed.empty()) return changes;
   check_documents(after);
-  const Changes written = write_update(model, path, old, after, progress);
+  const Changes written = write_update(model, path, old, std::move(after), progress);
   changes.computed_tokens = written.computed_tokens;
   changes.tokens = written.tokens;
   return changes;
