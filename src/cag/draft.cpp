@@ -139,10 +139,7 @@ void write_draft(const std::filesystem::path& path, Draft& draft, const Reading&
                  const std::optional<FileIdentity>& replaced) {
   describe(draft);
   draft.manifest.segments = reading.segments;
-  KnowledgeContent content{
-      .manifest = draft.manifest, .prompt = draft.prompt, .hidden = reading.hidden, .rows = {}};
-  for (const auto& rows : reading.rows) content.rows.push_back({run_of(*rows)});
-  write_knowledge(path, content, replaced);
+  write_reading(path, draft.manifest, draft.prompt, reading, replaced);
 }
 
 }  // namespace modicum::cag

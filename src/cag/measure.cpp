@@ -104,25 +104,26 @@ class Assay {
 
   Measurement measure(const Reading& reference, const Reading& candidate, std::string what,
                       std::string against) {
-    Measurement m = compare(transformer_, tree_, trunk(reference), trunk(candidate), spans_);
-    m.what = std::move(what);
-    m.against = std::move(against);
-    manifest_.certificate.measurements.push_back(m);
-    return m;
+    return record(trunk(reference), candidate, std::move(what), std::move(against));
   }
 
   /// Blocks beside one pass over the same text.
   void measure_blocks(const Reading& blocks) {
     if (taken_ != prompt_.segments.size()) return;  // one pass over all does not fit
     const Extension all{tree_.root(), prompt_.ids};
-    const Branch joint = transformer_.extend(tree_, {&all, 1}).front();
-    Measurement m = compare(transformer_, tree_, joint, trunk(blocks), spans_);
-    m.what = "blocks";
-    m.against = "joint";
-    manifest_.certificate.measurements.push_back(m);
+    record(transformer_.extend(tree_, {&all, 1}).front(), blocks, "blocks", "joint");
   }
 
  private:
+  Measurement record(const Branch& reference, const Reading& candidate, std::string what,
+                     std::string against) {
+    Measurement m = compare(transformer_, tree_, reference, trunk(candidate), spans_);
+    m.what = std::move(what);
+    m.against = std::move(against);
+    manifest_.certificate.measurements.push_back(m);
+    return m;
+  }
+
   Branch trunk(const Reading& reading) const {
     std::vector<std::size_t> chosen;
     for (std::size_t i = 0; i < reading.segments.size(); ++i) {

@@ -275,6 +275,13 @@ Reading encode(const Reading& reading, const Manifest& manifest, KvEncoding enco
   return out;
 }
 
+void write_reading(const std::filesystem::path& path, const Manifest& manifest, const SharedPrompt& prompt,
+                   const Reading& reading, const std::optional<FileIdentity>& replaced) {
+  KnowledgeContent content{.manifest = manifest, .prompt = prompt, .hidden = reading.hidden, .rows = {}};
+  for (const auto& rows : reading.rows) content.rows.push_back({run_of(*rows)});
+  write_knowledge(path, content, replaced);
+}
+
 Branch compose(const Transformer& transformer, const KvTree& tree, std::span<const TokenId> ids,
                std::span<const KnownSegment> segments, std::span<const std::shared_ptr<const KvSegment>> rows,
                std::span<const std::size_t> chosen, std::size_t recompute, std::span<const float> hidden) {
