@@ -6,10 +6,10 @@
 #include <map>
 
 #include <modicum/base/error.hpp>
-#include <modicum/ops/quantize_kv.hpp>
 
 #include "journal.hpp"
 #include "knowledge_layout.hpp"
+#include "rows.hpp"
 
 namespace modicum::cag {
 namespace {
@@ -199,11 +199,7 @@ std::shared_ptr<const KvSegment> encode_rows(const KvSegment& wide, std::size_t 
     std::vector<f16> k_scales, v_scales;
   };
   const auto memory = std::make_shared<Memory>();
-  const ops::KvCodesShape shape{.rows = count,
-                                .kv_heads = manifest.kv_heads,
-                                .head_dim = manifest.head_dim(),
-                                .dtype = manifest.shape.dtype,
-                                .bits = bits};
+  const ops::KvCodesShape shape = codes_shape(manifest, count, bits);
   const auto add = [](auto& to, const auto& from) { to.insert(to.end(), from.begin(), from.end()); };
   for (std::size_t layer = 0; layer < manifest.shape.layers; ++layer) {
     const std::size_t at = layer * wide.layer_stride + first * manifest.shape.row_bytes();
