@@ -28,8 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "compare"))
 
 import modicum as mo
 import numpy as np
-from cag_start import readable
-from peers.shapes import SHAPES
+from peers.shapes import SHAPES, readable
 
 ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("MODICUM_DATA", ROOT.parent / "shared" / "data"))

@@ -38,7 +38,7 @@ from peers import quiet
 from peers.engine import CONTESTANTS, Contestant, Setup, UnavailableError
 from peers.report import shown
 from peers.rows import QUESTION
-from peers.shapes import SHAPES, Shape, checkpoint, written_once
+from peers.shapes import SHAPES, readable, written_once
 from peers.worker import Worker, machine_cpu_seconds
 
 RESERVE = 128  # tokens of the context for the question and its answer
@@ -150,23 +150,6 @@ class Contest:
                     )
                     samples[contestant.name][kind].append(sample)
         return samples
-
-
-def readable(cache: Path, shape: Shape) -> Path:
-    """A cache whose checkpoint is that of `cache` with a tokenizer that modicum reads: the same words."""
-
-    def write(folder: Path) -> None:
-        weights = checkpoint(cache, shape)
-        for file in weights.iterdir():
-            (folder / file.name).symlink_to(file.resolve())
-        tokenizer = json.loads((weights / "tokenizer.json").read_text())
-        # Byte pairs of which none is ever joined: a word that is in the vocabulary is taken whole.
-        pieces = {"type": "BPE", "merges": [], "ignore_merges": True, "fuse_unk": True}
-        tokenizer["model"] |= pieces
-        (folder / "tokenizer.json").unlink()
-        (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-
-    return written_once(cache / "cag" / shape.name / "bf16", write).parents[1]
 
 
 def words(setup: Setup, count: int, seed: int) -> str:

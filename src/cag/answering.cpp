@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 
 #include <modicum/base/error.hpp>
 #include <modicum/decode/tree_step_model.hpp>
 
+#include "../base/stopwatch.hpp"
 #include "knowledge_state.hpp"
 
 namespace modicum::cag {
@@ -16,10 +16,6 @@ constexpr std::size_t kWatchedTokens = 8;
 
 /// What an answer counts that is supported by most of its words, beside one that stands in the text.
 constexpr double kReworded = 0.5;
-
-double seconds_since(std::chrono::steady_clock::time_point start) {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
 
 void check_room(const Model& model, std::span<const Turn> turns, std::size_t max_new_tokens) {
   const std::size_t context = model.config().max_position_embeddings;
@@ -70,7 +66,7 @@ double mean_probability(std::span<const float> log_probabilities) {
 
 void support(const Model& model, const KnowledgeFile& file, const KvTree& tree, const Turn& turn,
              const AskOptions& options, Answer& answer) {
-  const auto start = std::chrono::steady_clock::now();
+  const Stopwatch watch;
   answer.confidence = mean_probability(answer.log_probabilities);
   if (options.cite) {
     const std::vector<float> mass = attention_on_documents(model, file, tree, turn, answer.ids);
@@ -81,7 +77,7 @@ void support(const Model& model, const KnowledgeFile& file, const KvTree& tree, 
     if (answer.citations.empty()) answer.confidence = 0;
   }
   answer.abstained = answer.confidence < options.abstain_below.value_or(file.manifest().abstain_below);
-  answer.cost.cite_seconds = seconds_since(start);
+  answer.cost.cite_seconds = watch.seconds();
 }
 
 }  // namespace
@@ -91,13 +87,13 @@ Answered answer_turns(const Model& model, const KnowledgeFile& file, const KvTre
   check_room(model, turns, options.max_new_tokens);
   const Transformer& transformer = model.transformer();
   const std::size_t vocabulary = model.config().vocab_size;
-  const auto start = std::chrono::steady_clock::now();
+  const Stopwatch prefill_watch;
   std::vector<Extension> extensions;
   for (const Turn& turn : turns) extensions.push_back({turn.from, turn.ids});
   const std::vector<Branch> leaves = transformer.extend(tree, extensions);
   std::vector<float> logits(turns.size() * vocabulary);
   transformer.logits(leaves, logits);
-  const double prefill = seconds_since(start);
+  const double prefill = prefill_watch.seconds();
 
   std::vector<GenerateStart<Branch>> starts;
   for (std::size_t i = 0; i < turns.size(); ++i) {
@@ -110,9 +106,9 @@ Answered answer_turns(const Model& model, const KnowledgeFile& file, const KvTre
                                    .stop_ids = model.config().eos_token_ids,
                                    .stop = options.stop,
                                    .sampling = options.sampling};
-  const auto decode_start = std::chrono::steady_clock::now();
+  const Stopwatch decode_watch;
   auto results = generate_many(step_model, std::move(starts), generation, &model.tokenizer(), callback);
-  const double decode = seconds_since(decode_start);
+  const double decode = decode_watch.seconds();
 
   Answered done;
   for (std::size_t i = 0; i < turns.size(); ++i) {

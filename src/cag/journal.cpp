@@ -49,9 +49,7 @@ void Journal::save(const Reading& reading, std::vector<TokenId> ids) {
   SharedPrompt prompt;
   prompt.begins.assign(ids.size(), 0);
   prompt.ids = std::move(ids);
-  KnowledgeContent content{.manifest = manifest, .prompt = prompt, .hidden = reading.hidden, .rows = {}};
-  for (const auto& rows : reading.rows) content.rows.push_back({run_of(*rows)});
-  write_knowledge(path_, content);
+  write_reading(path_, manifest, prompt, reading);
   last_ = std::chrono::steady_clock::now();
 }
 

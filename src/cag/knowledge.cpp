@@ -1,20 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
-#include <chrono>
 #include <numeric>
 
 #include <modicum/base/error.hpp>
 #include <modicum/cag/knowledge.hpp>
 
+#include "../base/stopwatch.hpp"
 #include "knowledge_state.hpp"
 #include "reading.hpp"
 
 namespace modicum::cag {
 namespace {
-
-double seconds_since(std::chrono::steady_clock::time_point start) {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
 
 void require_same(const std::filesystem::path& path, const std::string& what, const std::string& of_file,
                   const std::string& of_model) {
@@ -167,6 +163,46 @@ std::vector<std::string> Knowledge::State::names_of(const Trunk& trunk) const {
   return names;
 }
 
+std::vector<TokenId> Knowledge::State::question_ids(std::string_view question) const {
+  const Manifest& manifest = file.manifest();
+  if (manifest.layout == Layout::blocks) {
+    return cag::question_ids(model.tokenizer(), manifest.format, manifest.format.before_question, false, {},
+                             question);
+  }
+  return cag::question_ids(model.tokenizer(), manifest.format, file.prompt().substr(manifest.resume_byte),
+                           manifest.resume_token == 0,
+                           std::span(file.token_ids()).subspan(manifest.resume_token), question);
+}
+
+Turn Knowledge::State::turn_of(std::string_view question, const AskOptions& options) {
+  Turn turn{.trunk = {}, .from = {}, .ids = question_ids(question), .question = question};
+  turn.trunk = trunk_for(question, options.most_segments, turn.ids.size() + options.max_new_tokens);
+  turn.from = turn.trunk.branch;
+  return turn;
+}
+
+std::vector<Answer> Knowledge::State::answers_to(std::span<const std::string_view> questions,
+                                                 const AskOptions& options, const TokenCallback& callback) {
+  const Stopwatch verify_watch;
+  verify();
+  const double verify_seconds = verify_watch.seconds();
+  std::vector<Turn> turns;
+  std::vector<double> compose_seconds;
+  for (const std::string_view question : questions) {
+    const Stopwatch compose_watch;
+    turns.push_back(turn_of(question, options));
+    compose_seconds.push_back(compose_watch.seconds());
+  }
+  std::vector<Answer> answers = answer_turns(model, file, tree, turns, options, callback).answers;
+  for (std::size_t i = 0; i < answers.size(); ++i) {
+    answers[i].selected = names_of(turns[i].trunk);
+    answers[i].cost.verify_seconds = verify_seconds;
+    answers[i].cost.compose_seconds = compose_seconds[i];
+  }
+  file.check_unchanged();
+  return answers;
+}
+
 Knowledge Knowledge::open(const std::filesystem::path& path, const Model& model) {
   KnowledgeFile file = KnowledgeFile::open(path);
   check_fingerprint(path, file.manifest(), model);
@@ -187,14 +223,7 @@ const Model& Knowledge::model() const noexcept {
 }
 
 std::vector<TokenId> Knowledge::question_ids(std::string_view question) const {
-  const Manifest& manifest = file().manifest();
-  if (manifest.layout == Layout::blocks) {
-    return cag::question_ids(model().tokenizer(), manifest.format, manifest.format.before_question, false, {},
-                             question);
-  }
-  return cag::question_ids(model().tokenizer(), manifest.format, file().prompt().substr(manifest.resume_byte),
-                           manifest.resume_token == 0,
-                           std::span(file().token_ids()).subspan(manifest.resume_token), question);
+  return state_->question_ids(question);
 }
 
 Branch Knowledge::branch() const {
@@ -203,62 +232,21 @@ Branch Knowledge::branch() const {
                        .what = "'" + file().path().string() + "'",
                        .expected = "documents that fit into the context together",
                        .got = "a cache of which each question selects a part",
-                       .todo = "ask(), or branch_for(question)"});
+                       .todo = "use ask()"});
   }
   state_->verify();
   return state_->whole().branch;
 }
 
-Branch Knowledge::branch_for(std::string_view question, std::size_t most_segments,
-                             std::vector<std::string>* selected, std::size_t room) const {
-  state_->verify();
-  const Trunk trunk = state_->trunk_for(question, most_segments, room);
-  if (selected != nullptr) *selected = state_->names_of(trunk);
-  return trunk.branch;
-}
-
 Answer Knowledge::ask(std::string_view question, const AskOptions& options,
                       const TokenCallback& callback) const {
-  const auto start = std::chrono::steady_clock::now();
-  state_->verify();
-  const double verify = seconds_since(start);
-  const auto compose_start = std::chrono::steady_clock::now();
-  std::vector<TokenId> ids = question_ids(question);
-  Trunk trunk = state_->trunk_for(question, options.most_segments, ids.size() + options.max_new_tokens);
-  const double compose = seconds_since(compose_start);
-  const Turn turn{trunk, trunk.branch, std::move(ids), question};
-  Answer answer =
-      std::move(answer_turns(model(), file(), tree(), {&turn, 1}, options, callback).answers.front());
-  answer.selected = state_->names_of(trunk);
-  answer.cost.verify_seconds = verify;
-  answer.cost.compose_seconds = compose;
-  file().check_unchanged();
-  return answer;
+  return std::move(state_->answers_to({&question, 1}, options, callback).front());
 }
 
 std::vector<Answer> Knowledge::ask_many(std::span<const std::string> questions,
                                         const AskOptions& options) const {
-  const auto start = std::chrono::steady_clock::now();
-  state_->verify();
-  const double verify = seconds_since(start);
-  std::vector<Turn> turns;
-  std::vector<double> compose;
-  for (const std::string& question : questions) {
-    const auto compose_start = std::chrono::steady_clock::now();
-    std::vector<TokenId> ids = question_ids(question);
-    Trunk trunk = state_->trunk_for(question, options.most_segments, ids.size() + options.max_new_tokens);
-    const Branch from = trunk.branch;
-    turns.push_back({std::move(trunk), from, std::move(ids), question});
-    compose.push_back(seconds_since(compose_start));
-  }
-  std::vector<Answer> answers = answer_turns(model(), file(), tree(), turns, options, {}).answers;
-  for (std::size_t i = 0; i < answers.size(); ++i) {
-    answers[i].selected = state_->names_of(turns[i].trunk);
-    answers[i].cost.verify_seconds = verify;
-    answers[i].cost.compose_seconds = compose[i];
-  }
-  file().check_unchanged();
-  return answers;
+  const std::vector<std::string_view> views(questions.begin(), questions.end());
+  return state_->answers_to(views, options, {});
 }
 
 Session Knowledge::session() const {
@@ -276,9 +264,7 @@ Answer Session::ask(std::string_view question, const AskOptions& options, const 
   const Manifest& manifest = knowledge_.file().manifest();
   Turn turn{.trunk = {}, .from = at_, .ids = {}, .question = question};
   if (turns_ == 0) {
-    turn.ids = knowledge_.question_ids(question);
-    turn.trunk = state.trunk_for(question, options.most_segments, turn.ids.size() + options.max_new_tokens);
-    turn.from = turn.trunk.branch;
+    turn = state.turn_of(question, options);
   } else {
     turn.trunk = *trunk_;
     // What ended the last answer, or its last token where nothing did, has not been read yet.

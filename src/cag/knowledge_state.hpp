@@ -18,6 +18,14 @@ struct Trunk {
   std::size_t computed = 0;         ///< tokens that were read in place
 };
 
+/// One question on its way to an answer.
+struct Turn {
+  Trunk trunk;
+  Branch from;               ///< the trunk or, later in a conversation, a branch below it
+  std::vector<TokenId> ids;  ///< that are read from there
+  std::string_view question;
+};
+
 struct Knowledge::State {
   State(Model m, KnowledgeFile f)
       : model(std::move(m)), file(std::move(f)), tree(model.transformer().tree()) {}
@@ -32,8 +40,14 @@ struct Knowledge::State {
   Trunk selected(std::string_view question, std::size_t most, std::size_t room);
   /// The one of both that the file asks for.
   Trunk trunk_for(std::string_view question, std::size_t most, std::size_t room);
+  /// A question that follows the documents.
+  Turn turn_of(std::string_view question, const AskOptions& options);
+  std::vector<TokenId> question_ids(std::string_view question) const;
   /// Documents of the chosen segments; empty where all are chosen.
   std::vector<std::string> names_of(const Trunk& trunk) const;
+  /// One for each question, with its costs.
+  std::vector<Answer> answers_to(std::span<const std::string_view> questions, const AskOptions& options,
+                                 const TokenCallback& callback);
 
   Model model;
   KnowledgeFile file;
@@ -46,14 +60,6 @@ struct Knowledge::State {
   std::optional<Trunk> whole_;
   std::optional<Trunk> last_;
   std::optional<Bm25> index_;
-};
-
-/// One question on its way to an answer.
-struct Turn {
-  Trunk trunk;
-  Branch from;               ///< the trunk or, later in a conversation, a branch below it
-  std::vector<TokenId> ids;  ///< that are read from there
-  std::string_view question;
 };
 
 /// The answers of all turns, stepped together, and the branches that they end on.

@@ -34,8 +34,8 @@ double divergence(std::span<const float> p, std::span<const float> q) {
   return std::max(sum, 0.0);
 }
 
-}  // namespace
-
+/// Up to eight spans of up to 32 tokens, evenly from the documents: what a question and its answer talk
+/// about. As many fewer tokens a span as the context leaves.
 std::vector<std::vector<TokenId>> probe_spans(const SharedPrompt& prompt, std::size_t room) {
   std::vector<TokenId> text;
   for (const DocumentSpan& span : prompt.documents) {
@@ -54,6 +54,7 @@ std::vector<std::vector<TokenId>> probe_spans(const SharedPrompt& prompt, std::s
   return spans;
 }
 
+/// Reads each span after both branches and compares the distributions of the next token. Both are of `tree`.
 Measurement compare(const Transformer& transformer, const KvTree& tree, const Branch& reference,
                     const Branch& candidate, std::span<const std::vector<TokenId>> spans) {
   const std::size_t vocabulary = transformer.config().vocab_size;
@@ -79,6 +80,90 @@ Measurement compare(const Transformer& transformer, const KvTree& tree, const Br
   if (count > 0) result.top1_agreement = same / static_cast<double>(count);
   if (predicted > 0) result.perplexity_change = std::exp(loss_change / static_cast<double>(predicted)) - 1;
   return result;
+}
+
+/// Measures forms of a cache on its own text.
+class Assay {
+ public:
+  Assay(const Model& model, const KvTree& tree, Draft& draft)
+      : transformer_(model.transformer()), tree_(tree), prompt_(draft.prompt), manifest_(draft.manifest) {
+    // As much as fits at once: segments from the first on.
+    const std::size_t context = model.config().max_position_embeddings;
+    std::size_t tokens = 0;
+    for (const PromptSegment& segment : prompt_.segments) {
+      const std::size_t own = segment.token_end - segment.token_begin;
+      if (tokens + own + std::min<std::size_t>(manifest_.reserve, 33) > context) break;
+      tokens += own;
+      ++taken_;
+    }
+    spans_ = probe_spans(prompt_, context - std::min(context, tokens));
+    for (const auto& span : spans_) manifest_.certificate.tokens += span.size();
+  }
+
+  bool possible() const { return !spans_.empty() && taken_ > 0; }
+
+  Measurement measure(const Reading& reference, const Reading& candidate, std::string what,
+                      std::string against) {
+    return record(trunk(reference), candidate, std::move(what), std::move(against));
+  }
+
+  /// Blocks beside one pass over the same text.
+  void measure_blocks(const Reading& blocks) {
+    if (taken_ != prompt_.segments.size()) return;  // one pass over all does not fit
+    const Extension all{tree_.root(), prompt_.ids};
+    record(transformer_.extend(tree_, {&all, 1}).front(), blocks, "blocks", "joint");
+  }
+
+ private:
+  Measurement record(const Branch& reference, const Reading& candidate, std::string what,
+                     std::string against) {
+    Measurement m = compare(transformer_, tree_, reference, trunk(candidate), spans_);
+    m.what = std::move(what);
+    m.against = std::move(against);
+    manifest_.certificate.measurements.push_back(m);
+    return m;
+  }
+
+  Branch trunk(const Reading& reading) const {
+    std::vector<std::size_t> chosen;
+    for (std::size_t i = 0; i < reading.segments.size(); ++i) {
+      if (manifest_.layout == Layout::joint || i < taken_) chosen.push_back(i);
+    }
+    return compose(transformer_, tree_, prompt_.ids, reading.segments, reading.rows, chosen,
+                   manifest_.recompute);
+  }
+
+  const Transformer& transformer_;
+  const KvTree& tree_;
+  const SharedPrompt& prompt_;
+  Manifest& manifest_;
+  std::size_t taken_ = 0;
+  std::vector<std::vector<TokenId>> spans_;
+};
+
+}  // namespace
+
+Reading certify(const Model& model, const KvTree& tree, Draft& draft, const Reading& wide) {
+  Manifest& manifest = draft.manifest;
+  manifest.certificate.tokens = 0;
+  manifest.certificate.measurements.clear();
+  Assay assay(model, tree, draft);
+  if (manifest.layout == Layout::blocks && assay.possible()) assay.measure_blocks(wide);
+  if (!manifest.automatic && manifest.encoding == KvEncoding::wide) return wide;
+  const std::vector<KvEncoding> tried =
+      manifest.automatic ? std::vector{KvEncoding::int4, KvEncoding::int8} : std::vector{manifest.encoding};
+  for (const KvEncoding encoding : tried) {
+    if (encoding == KvEncoding::int4 && manifest.head_dim() % 2 != 0) continue;
+    Reading coded = encode(wide, manifest, encoding);
+    const double kl =
+        assay.possible() ? assay.measure(wide, coded, std::string(name_of(encoding)), "wide").kl : 0;
+    if (!manifest.automatic || (assay.possible() && kl <= manifest.certificate.bound)) {
+      manifest.encoding = encoding;
+      return coded;
+    }
+  }
+  manifest.encoding = KvEncoding::wide;
+  return wide;
 }
 
 }  // namespace modicum::cag

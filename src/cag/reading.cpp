@@ -6,10 +6,10 @@
 #include <map>
 
 #include <modicum/base/error.hpp>
-#include <modicum/ops/quantize_kv.hpp>
 
 #include "journal.hpp"
 #include "knowledge_layout.hpp"
+#include "rows.hpp"
 
 namespace modicum::cag {
 namespace {
@@ -199,11 +199,7 @@ std::shared_ptr<const KvSegment> encode_rows(const KvSegment& wide, std::size_t 
     std::vector<f16> k_scales, v_scales;
   };
   const auto memory = std::make_shared<Memory>();
-  const ops::KvCodesShape shape{.rows = count,
-                                .kv_heads = manifest.kv_heads,
-                                .head_dim = manifest.head_dim(),
-                                .dtype = manifest.shape.dtype,
-                                .bits = bits};
+  const ops::KvCodesShape shape = codes_shape(manifest, count, bits);
   const auto add = [](auto& to, const auto& from) { to.insert(to.end(), from.begin(), from.end()); };
   for (std::size_t layer = 0; layer < manifest.shape.layers; ++layer) {
     const std::size_t at = layer * wide.layer_stride + first * manifest.shape.row_bytes();
@@ -273,6 +269,13 @@ Reading encode(const Reading& reading, const Manifest& manifest, KvEncoding enco
     out.segments.push_back(segment);
   }
   return out;
+}
+
+void write_reading(const std::filesystem::path& path, const Manifest& manifest, const SharedPrompt& prompt,
+                   const Reading& reading, const std::optional<FileIdentity>& replaced) {
+  KnowledgeContent content{.manifest = manifest, .prompt = prompt, .hidden = reading.hidden, .rows = {}};
+  for (const auto& rows : reading.rows) content.rows.push_back({run_of(*rows)});
+  write_knowledge(path, content, replaced);
 }
 
 Branch compose(const Transformer& transformer, const KvTree& tree, std::span<const TokenId> ids,

@@ -2,7 +2,9 @@
 // What a model makes of a prompt, on its way into a knowledge file.
 #pragma once
 
+#include <filesystem>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -37,6 +39,10 @@ Reading read_prompt(const Transformer& transformer, const KvTree& tree, const Sh
 /// The same reading with the segments that may be encoded in `encoding`: of a joint prompt all but the sinks,
 /// of blocks all documents.
 Reading encode(const Reading& reading, const Manifest& manifest, KvEncoding encoding);
+
+/// Writes a knowledge file (see `write_knowledge`) of what was read; `manifest` names its segments.
+void write_reading(const std::filesystem::path& path, const Manifest& manifest, const SharedPrompt& prompt,
+                   const Reading& reading, const std::optional<FileIdentity>& replaced = std::nullopt);
 
 /// A path of the tree through the chosen segments, in that order. The first `recompute` tokens of a segment
 /// that does not stand where it was read are computed anew, in place: they had taken the part of attention

@@ -160,14 +160,14 @@ KvCodes quantize_kv(const KvCodesShape& shape, const std::byte* k, const std::by
   return to;
 }
 
-void dequantize_kv(const KvCodesShape& shape, const KvCodes& codes, float* k, float* v) {
+void dequantize_kv(const KvCodesShape& shape, const KvCodesView& codes, float* k, float* v) {
   require_shape(shape);
   const std::size_t width = shape.width();
   for (std::size_t i = 0; i < shape.rows * shape.kv_heads; ++i) {
-    const std::byte* const of_key = codes.k.data() + i * shape.head_bytes();
-    const std::byte* const of_value = codes.v.data() + i * shape.head_bytes();
-    const f16* const k_scales = codes.k_scales.data() + i / shape.kv_heads / kKeyGroup * 2 * width +
-                                i % shape.kv_heads * shape.head_dim;
+    const std::byte* const of_key = codes.k + i * shape.head_bytes();
+    const std::byte* const of_value = codes.v + i * shape.head_bytes();
+    const f16* const k_scales =
+        codes.k_scales + i / shape.kv_heads / kKeyGroup * 2 * width + i % shape.kv_heads * shape.head_dim;
     const Affine value{codes.v_scales[2 * i], codes.v_scales[2 * i + 1]};
     for (std::size_t d = 0; d < shape.head_dim; ++d) {
       *k++ = Affine{k_scales[d], k_scales[width + d]}.value(code_at(shape, of_key, d));

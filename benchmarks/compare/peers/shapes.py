@@ -86,6 +86,23 @@ def checkpoint(cache: Path, shape: Shape, *, context: int = 32768) -> Path:
     return written_once(cache / name / "bf16", write)
 
 
+def readable(cache: Path, shape: Shape) -> Path:
+    """A cache whose checkpoint is that of `cache` with a tokenizer that modicum reads: the same words."""
+
+    def write(folder: Path) -> None:
+        weights = checkpoint(cache, shape)
+        for file in weights.iterdir():
+            (folder / file.name).symlink_to(file.resolve())
+        tokenizer = json.loads((weights / "tokenizer.json").read_text())
+        # Byte pairs of which none is ever joined: a word that is in the vocabulary is taken whole.
+        pieces = {"type": "BPE", "merges": [], "ignore_merges": True, "fuse_unk": True}
+        tokenizer["model"] |= pieces
+        (folder / "tokenizer.json").unlink()
+        (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+    return written_once(cache / "cag" / shape.name / "bf16", write).parents[1]
+
+
 def bytes_per_token(folder: Path) -> int:
     """Bytes of all weights, but of an embedding beside a head of its own only a row is read: none."""
     sizes: dict[str, int] = {}

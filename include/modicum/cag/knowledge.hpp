@@ -86,9 +86,6 @@ class Knowledge {
   /// The branch at the end of the documents, of `tree()`: extend it with `question_ids`, or with anything
   /// else. Verifies checksums first. Throws `Unsupported` where the documents do not fit into the context.
   Branch branch() const;
-  /// The branch that a question attends to, and the documents it holds where those are not all.
-  Branch branch_for(std::string_view question, std::size_t most_segments, std::vector<std::string>* selected,
-                    std::size_t room) const;
   const KvTree& tree() const noexcept;
   /// The tokens that follow the documents for this question, up to where the answer begins.
   std::vector<TokenId> question_ids(std::string_view question) const;

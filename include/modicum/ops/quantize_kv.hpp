@@ -22,11 +22,21 @@ struct KvCodesShape {
   std::size_t head_bytes() const { return head_dim * static_cast<std::size_t>(bits) / 8; }
 };
 
+/// Codes and scales where they lie, in the order of `KvCodes`.
+struct KvCodesView {
+  const std::byte* k = nullptr;
+  const std::byte* v = nullptr;
+  const f16* k_scales = nullptr;
+  const f16* v_scales = nullptr;
+};
+
 /// Keys and values of one layer as integers: codes and scales as `KvScales` lays them out.
 struct KvCodes {
   std::vector<std::byte> k, v;  ///< [rows][row_bytes]
   std::vector<f16> k_scales;    ///< [⌈rows / kKeyGroup⌉][2 (scale, offset)][kv_heads · head_dim]
   std::vector<f16> v_scales;    ///< [rows][kv_heads][2 (scale, offset)]
+
+  operator KvCodesView() const { return {k.data(), v.data(), k_scales.data(), v_scales.data()}; }
 };
 
 /// Rounds wide rows to codes from 0 to 2^bits − 1, keys by channel in groups of kKeyGroup rows, values by
@@ -37,7 +47,7 @@ struct KvCodes {
 KvCodes quantize_kv(const KvCodesShape& shape, const std::byte* k, const std::byte* v);
 
 /// scale · code + offset in f32, for keys and values [rows, kv_heads, head_dim]: what attention makes of
-/// integer runs.
-void dequantize_kv(const KvCodesShape& shape, const KvCodes& codes, float* k, float* v);
+/// integer runs. The first row begins a group of kKeyGroup rows.
+void dequantize_kv(const KvCodesShape& shape, const KvCodesView& codes, float* k, float* v);
 
 }  // namespace modicum::ops
