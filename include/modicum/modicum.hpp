@@ -13,5 +13,8 @@
 #include <modicum/model/model.hpp>
 #include <modicum/retrofit/quantize.hpp>
 #include <modicum/retrofit/round.hpp>
+#include <modicum/search/all_of.hpp>
 #include <modicum/search/beam.hpp>
+#include <modicum/search/beam_writer.hpp>
+#include <modicum/search/phrases.hpp>
 #include <modicum/text/tokenizer.hpp>

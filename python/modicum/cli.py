@@ -1,4 +1,4 @@
-"""The command line: ``modicum info | bench | generate | quantize | cag … | demo``.
+"""The command line: ``modicum info | bench | generate | choose | quantize | cag … | demo``.
 
 Exit codes: 0 done, 1 a modicum error (one line on standard error), 2 wrong usage, 130 interrupted.
 """
@@ -12,11 +12,12 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import modicum as mo
-from modicum import cli_cag
+from modicum import choose, cli_cag
 from modicum.command import (
+    add_beam_options,
     add_load_options,
     add_sampling_options,
     command,
@@ -59,6 +60,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_info(commands)
     _add_bench(commands)
     _add_generate(commands)
+    _add_choose(commands)
     _add_quantize(commands)
     cli_cag.add_commands(commands)
     _add_demo(commands)
@@ -101,11 +103,50 @@ def _add_generate(commands: Any) -> None:
     parser.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable"
     )
-    parser.add_argument("--beams", type=positive, default=1, metavar="B", help="beam search with B beams")
+    add_beam_options(parser)
     parser.add_argument(
         "--num-return", type=positive, default=1, metavar="N", help="results of the beam search"
     )
-    parser.add_argument("--length-penalty", type=float, default=1.0, metavar="L")
+    parser.add_argument(
+        "--early-stopping", choices=["no", "yes", "never"], default="no", help="as in transformers"
+    )
+    parser.add_argument("--groups", type=positive, default=1, metavar="G", help="of diverse beams")
+    parser.add_argument("--diversity-penalty", type=float, default=0.0, metavar="D")
+    parser.add_argument("--no-repeat-ngram-size", type=int, default=0, metavar="N")
+    parser.add_argument(
+        "--native", action="store_true", help="search without transformers' quirks, ending earlier"
+    )
+    parser.add_argument("--ban", action="append", default=[], metavar="TEXT", help="never write; repeatable")
+    parser.add_argument(
+        "--require", action="append", default=[], metavar="TEXT", help="do write, by several beams; repeatable"
+    )
+    parser.add_argument("--json-schema", metavar="FILE", help="write JSON of this schema")
+    parser.add_argument("--tree", metavar="FILE", help="save the search's tree: .svg or .dot")
+
+
+def _add_choose(commands: Any) -> None:
+    parser = command(
+        commands, "choose", run_choose, "Give texts one of the labels of a file, with calibrated probabilities."
+    )
+    add_load_options(parser)
+    parser.add_argument("--labels", required=True, metavar="FILE", help="UTF-8, a label a line")
+    parser.add_argument(
+        "--template",
+        default=choose.TEMPLATE,
+        metavar="TEXT",
+        help=f"the prompt, with {{text}} where the text goes; default: {choose.TEMPLATE!r}",
+    )
+    parser.add_argument("--prefix", default=" ", metavar="TEXT", help="before each label; default: a space")
+    parser.add_argument(
+        "--chat", action="store_true", help="send the prompt as a user's message of the chat template"
+    )
+    parser.add_argument(
+        "--no-calibrate", action="store_true", help="leave in what the model says whatever the text is"
+    )
+    parser.add_argument(
+        "--examples", metavar="FILE", help="lines of text, tab, label: fit a temperature to them"
+    )
+    parser.add_argument("texts", nargs="+", metavar="TEXT")
 
 
 def _group(text: str) -> int | str:
@@ -186,7 +227,7 @@ def run_generate(arguments: argparse.Namespace) -> None:
     if arguments.chat:
         prompt = model.chat_prompt([{"role": "user", "content": arguments.prompt}])
     start = time.perf_counter()
-    if arguments.beams > 1:
+    if _is_search(arguments):
         results = _beam_results(model, prompt, arguments)
     else:
         results = [_generated(model, prompt, arguments)]
@@ -198,15 +239,42 @@ def run_generate(arguments: argparse.Namespace) -> None:
 def _beam_results(
     model: mo.Model, prompt: str | list[int], arguments: argparse.Namespace
 ) -> list[dict[str, Any]]:
+    early: dict[str, bool | Literal["never"]] = {"no": False, "yes": True, "never": "never"}
     found = model.beam_search(
         prompt,
+        **sampling(arguments),
         beams=arguments.beams,
-        max_new_tokens=arguments.max_new_tokens,
         num_return=arguments.num_return,
         length_penalty=arguments.length_penalty,
-        repetition_penalty=arguments.repetition_penalty,
+        early_stopping=early[arguments.early_stopping],
+        groups=arguments.groups,
+        diversity_penalty=arguments.diversity_penalty,
+        no_repeat_ngram_size=arguments.no_repeat_ngram_size,
+        mode="native" if arguments.native else "transformers",
+        stop=arguments.stop,
+        stop_ids=[] if arguments.json_schema else None,
+        constraint=_constraint(model, arguments),
     )
-    return [{"text": h.text, "ids": h.ids, "score": h.score} for h in found]
+    if arguments.tree:
+        tree = found.tree.to_dot() if arguments.tree.endswith(".dot") else found.tree.to_svg()
+        Path(arguments.tree).write_text(tree, "utf-8")
+    return [
+        {"text": h.text, "ids": h.ids, "score": h.score, "finish_reason": h.finish_reason} for h in found
+    ]
+
+
+def _is_search(arguments: argparse.Namespace) -> bool:
+    asked = arguments.ban or arguments.require or arguments.json_schema or arguments.tree
+    return arguments.beams > 1 or bool(asked) or arguments.no_repeat_ngram_size > 0
+
+
+def _constraint(model: mo.Model, arguments: argparse.Namespace) -> mo.search.ConstraintLike | None:
+    parts: list[mo.search.ConstraintLike] = []
+    if arguments.json_schema:
+        parts.append(mo.search.Grammar.json(model, Path(arguments.json_schema).read_text("utf-8")))
+    if arguments.ban or arguments.require:
+        parts.append(mo.search.phrases(model, banned=arguments.ban, required=arguments.require))
+    return mo.search.all_of(*parts) if len(parts) > 1 else parts[0] if parts else None
 
 
 def _generated(model: mo.Model, prompt: str | list[int], arguments: argparse.Namespace) -> dict[str, Any]:
@@ -220,9 +288,44 @@ def _generated(model: mo.Model, prompt: str | list[int], arguments: argparse.Nam
 
 
 def _results_as_text(report: dict[str, Any], arguments: argparse.Namespace) -> str:
-    if arguments.beams == 1:
+    if not _is_search(arguments):
         return ""  # streamed already
     return "\n".join(f"{result['score']:.4f}\t{result['text']}" for result in report["results"])
+
+
+def run_choose(arguments: argparse.Namespace) -> None:
+    lines = Path(arguments.labels).read_text("utf-8").splitlines()
+    model = load(arguments)
+    chooser = mo.search.Chooser(
+        model,
+        [line.strip() for line in lines if line.strip()],
+        template=arguments.template.replace("\\n", "\n"),
+        prefix=arguments.prefix,
+        chat=arguments.chat,
+        calibrate=not arguments.no_calibrate,
+    )
+    if arguments.examples:
+        pairs = [line.rsplit("\t", 1) for line in Path(arguments.examples).read_text("utf-8").splitlines()]
+        if not all(len(pair) == 2 for pair in pairs):
+            raise mo.InvalidArgument(
+                f"[choose] {arguments.examples}: expected a tab before the label of each line"
+            )
+        chooser.fit([text for text, _ in pairs], [label.strip() for _, label in pairs])
+    start = time.perf_counter()
+    choices = [chooser(text) for text in arguments.texts]
+    report = {
+        "results": [
+            {"text": text, "label": c.label, "probability": c.probability, "probabilities": c.probabilities}
+            for text, c in zip(arguments.texts, choices, strict=True)
+        ],
+        "temperature": chooser.temperature,
+        "seconds": round(time.perf_counter() - start, 6),
+    }
+    print_report(report, arguments, _choices_as_text)
+
+
+def _choices_as_text(report: dict[str, Any]) -> str:
+    return "\n".join(f"{r['probability']:.4f}\t{r['label']}\t{r['text']}" for r in report["results"])
 
 
 def run_quantize(arguments: argparse.Namespace) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import modicum as mo
 from modicum.command import (
+    add_beam_options,
     add_load_options,
     add_sampling_options,
     command,
@@ -38,6 +39,7 @@ def add_commands(commands: Any) -> None:
     ask.add_argument(
         "--segments", type=positive, metavar="N", help="attend to the N best by BM25 only (layout blocks)"
     )
+    add_beam_options(ask)
     ask.add_argument("questions", nargs="+", metavar="QUESTION", help="several are answered together")
     verify = command(inner, "verify", run_verify, "Check a cache file's checksums, and more with a model.")
     verify.add_argument("--model", metavar="DIR", help="also check that the cache belongs to this model")
@@ -237,7 +239,12 @@ def run_ask(arguments: argparse.Namespace) -> None:
     loaded = time.perf_counter()
     knowledge = mo.cag.open(arguments.cache, model)
     opened = time.perf_counter()
-    options = {"abstain_below": arguments.abstain_below, "most_segments": arguments.segments or 0}
+    options: dict[str, Any] = {
+        "abstain_below": arguments.abstain_below,
+        "most_segments": arguments.segments or 0,
+        "beams": arguments.beams,
+        "length_penalty": arguments.length_penalty,
+    }
     if len(arguments.questions) == 1:
         answers = [knowledge.ask(arguments.questions[0], **sampling(arguments), **options)]
     else:

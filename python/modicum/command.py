@@ -41,6 +41,11 @@ def add_sampling_options(parser: argparse.ArgumentParser, max_new_tokens: int) -
     parser.add_argument("--seed", type=int, default=0, metavar="S")
 
 
+def add_beam_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--beams", type=positive, default=1, metavar="B", help="beam search with B beams")
+    parser.add_argument("--length-penalty", type=float, default=1.0, metavar="L")
+
+
 def facts_as_text(facts: dict[str, Any]) -> str:
     lines = []
     for name, value in facts.items():

@@ -55,6 +55,29 @@ def as_constraint(given: ConstraintLike | None) -> Constraint | None:
     )
 
 
+def phrases(
+    model: Model, *, banned: Sequence[str] = (), required: Sequence[str] = (), ignore_case: bool = False
+) -> Constraint:
+    """Texts without any of `banned` and with all of `required`, however they are cut into tokens.
+
+    Parameters
+    ----------
+    banned : never occur in the new text, within words neither.
+    required : at most 32, in any order. The search is driven towards them, each beam competing with those that
+        have come as far (dynamic beam allocation: Post & Vilar 2018, arXiv:1804.06609): give it some beams.
+    ignore_case : of ASCII letters.
+    """
+    return _core.PhraseConstraint(
+        model._core, banned=list(banned), required=list(required), ignore_case=ignore_case
+    )
+
+
+def all_of(*constraints: ConstraintLike) -> Constraint:
+    """Texts that all of `constraints` allow: a grammar without certain words, say."""
+    parts = [part for given in constraints if (part := as_constraint(given)) is not None]
+    return _core.AllOf(parts)
+
+
 class _Function:
     """`allowed(ids)` as an automaton: a state is the path of tokens, shared between beams."""
 
@@ -163,4 +186,4 @@ def _matcher() -> Any:
     return LLMatcher
 
 
-__all__ = ["Allowed", "Automaton", "ConstraintLike", "Ending", "Grammar", "as_constraint"]
+__all__ = ["Allowed", "Automaton", "ConstraintLike", "Ending", "Grammar", "all_of", "as_constraint", "phrases"]

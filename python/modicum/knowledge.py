@@ -38,6 +38,8 @@ class _Asking:
         cite: bool = True,
         abstain_below: float | None = None,
         most_segments: int = 0,
+        beams: int = 1,
+        length_penalty: float = 1.0,
         stream: Callable[[str], object] | None = None,
     ) -> Answer:
         """Answers from the documents.
@@ -48,6 +50,8 @@ class _Asking:
         abstain_below : confidence under which ``abstained`` is set; None: as the file says.
         most_segments : attend to at most so many segments, found by BM25 (layout "blocks"); 0: to all, or
             with ``overflow="select"`` to as many as fit.
+        beams : answer by beam search where there are several; `length_penalty` is then as in
+            :func:`modicum.search.beam`.
         stream : called with each piece of text as it becomes certain; returning False ends the answer.
 
         Returns
@@ -80,6 +84,8 @@ class _Asking:
             cite=cite,
             abstain_below=abstain_below,
             most_segments=most_segments,
+            beams=beams,
+            length_penalty=length_penalty,
             callback=on_token,
         )
 
@@ -142,10 +148,13 @@ class Knowledge(_Asking):
         cite: bool = True,
         abstain_below: float | None = None,
         most_segments: int = 0,
+        beams: int = 1,
+        length_penalty: float = 1.0,
     ) -> list[Answer]:
         """Answers several questions together, each as :meth:`ask` does.
 
-        The documents' keys and values, and the weights, are read once a step for all of them.
+        The documents' keys and values, and the weights, are read once a step for all of them; with `beams`,
+        for those of one question.
         """
         return self._core.ask_many(
             list(questions),
@@ -156,6 +165,8 @@ class Knowledge(_Asking):
             cite=cite,
             abstain_below=abstain_below,
             most_segments=most_segments,
+            beams=beams,
+            length_penalty=length_penalty,
         )
 
     def session(self) -> Session:

@@ -17,7 +17,8 @@ import numpy.typing as npt
 from modicum import _core
 from modicum._core import Constraint, InvalidArgument, Tokenizer
 from modicum.beam import BeamResult, Hypothesis, SearchTree, make_options, make_result, streamed
-from modicum.constraints import Automaton, ConstraintLike, Grammar, as_constraint
+from modicum.choose import Choice, Chooser
+from modicum.constraints import Automaton, ConstraintLike, Grammar, all_of, as_constraint, phrases
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -61,7 +62,7 @@ def beam(
     mode : "transformers", or "native": without beams that are none, without losing hypotheses that end at a
         rank beyond `beams`, and ending as soon as no beam can become one of the `num_return` best.
     when_full : where memory is short, "fail" or "narrow": go on with fewer beams.
-    constraint : :class:`Lexicon`, :class:`Grammar`, :class:`Phrases`, an :class:`Automaton`, or a function
+    constraint : :class:`Lexicon`, :class:`Grammar`, :func:`phrases`, an :class:`Automaton`, or a function
         that is given the new tokens and returns those that may follow (None: all).
     stream : called with text that no later step can change, as soon as all live beams share it.
     progress : called with ("beam", tokens, max_new_tokens); returning False cancels.
@@ -195,12 +196,16 @@ def _scores(found: Any) -> npt.NDArray[np.float32]:
 __all__ = [
     "Automaton",
     "BeamResult",
+    "Choice",
+    "Chooser",
     "Constraint",
     "ConstraintLike",
     "Grammar",
     "Hypothesis",
     "SearchTree",
     "TransformersModel",
+    "all_of",
     "beam",
     "from_transformers",
+    "phrases",
 ]

@@ -80,6 +80,18 @@ void support(const Model& model, const KnowledgeFile& file, const KvTree& tree, 
   answer.cost.cite_seconds = watch.seconds();
 }
 
+/// The texts after the questions: together, or each by the writer that was asked for.
+std::vector<GenerateResult<Branch>> written(TreeStepModel& model, std::vector<GenerateStart<Branch>> starts,
+                                            const GenerateOptions& generation, const Tokenizer& tokenizer,
+                                            const AskOptions& options, const TokenCallback& callback) {
+  if (!options.write) return generate_many(model, std::move(starts), generation, &tokenizer, callback);
+  std::vector<GenerateResult<Branch>> results;
+  for (auto& start : starts) {
+    results.push_back(options.write(model, std::move(start), generation, tokenizer, callback));
+  }
+  return results;
+}
+
 }  // namespace
 
 Answered answer_turns(const Model& model, const KnowledgeFile& file, const KvTree& tree,
@@ -107,7 +119,7 @@ Answered answer_turns(const Model& model, const KnowledgeFile& file, const KvTre
                                    .stop = options.stop,
                                    .sampling = options.sampling};
   const Stopwatch decode_watch;
-  auto results = generate_many(step_model, std::move(starts), generation, &model.tokenizer(), callback);
+  auto results = written(step_model, std::move(starts), generation, model.tokenizer(), options, callback);
   const double decode = decode_watch.seconds();
 
   Answered done;

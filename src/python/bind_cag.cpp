@@ -151,11 +151,13 @@ py::dict update(const Model& model, const std::filesystem::path& path, const std
 cag::AskOptions ask_options(std::size_t max_new_tokens, double temperature, std::size_t top_k, double top_p,
                             double min_p, double repetition_penalty, std::uint64_t seed,
                             const std::vector<std::string>& stop, bool cite,
-                            std::optional<double> abstain_below, std::size_t most_segments) {
+                            std::optional<double> abstain_below, std::size_t most_segments,
+                            std::size_t beams, double length_penalty) {
   return {.max_new_tokens = max_new_tokens,
           .sampling = sampling_options(temperature, top_k, top_p, min_p, repetition_penalty, seed),
           .stop = stop,
           .cite = cite,
+          .write = beams == 1 ? TextWriter() : beam_writer({.beams = beams, .length_penalty = length_penalty}),
           .abstain_below = abstain_below,
           .most_segments = most_segments};
 }
@@ -278,11 +280,12 @@ void def_ask(Class& c, const Ask& ask) {
       [ask](typename Class::type& self, const std::string& question, std::size_t max_new_tokens,
             double temperature, std::size_t top_k, double top_p, double min_p, double repetition_penalty,
             std::uint64_t seed, const std::vector<std::string>& stop, bool cite,
-            std::optional<double> abstain_below, std::size_t most_segments, const py::object& callback) {
+            std::optional<double> abstain_below, std::size_t most_segments, std::size_t beams,
+            double length_penalty, const py::object& callback) {
         const TokenCallback on_token = python_token_callback(callback);
         const cag::AskOptions options =
             ask_options(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed, stop,
-                        cite, abstain_below, most_segments);
+                        cite, abstain_below, most_segments, beams, length_penalty);
         const py::gil_scoped_release release;
         return ask(self, question, options, on_token);
       },
@@ -290,7 +293,7 @@ void def_ask(Class& c, const Ask& ask) {
       py::arg("top_k") = 0, py::arg("top_p") = 1.0, py::arg("min_p") = 0.0,
       py::arg("repetition_penalty") = 1.0, py::arg("seed") = 0, py::arg("stop") = std::vector<std::string>{},
       py::arg("cite") = true, py::arg("abstain_below") = py::none(), py::arg("most_segments") = 0,
-      py::arg("callback") = py::none());
+      py::arg("beams") = 1, py::arg("length_penalty") = 1.0, py::arg("callback") = py::none());
 }
 
 void bind_knowledge(py::module_& m) {
@@ -310,15 +313,18 @@ void bind_knowledge(py::module_& m) {
           "ask_many",
           [](const Knowledge& self, const std::vector<std::string>& questions, std::size_t max_new_tokens,
              double temperature, std::uint64_t seed, const std::vector<std::string>& stop, bool cite,
-             std::optional<double> abstain_below, std::size_t most_segments) {
-            const cag::AskOptions options = ask_options(max_new_tokens, temperature, 0, 1.0, 0.0, 1.0, seed,
-                                                        stop, cite, abstain_below, most_segments);
+             std::optional<double> abstain_below, std::size_t most_segments, std::size_t beams,
+             double length_penalty) {
+            const cag::AskOptions options =
+                ask_options(max_new_tokens, temperature, 0, 1.0, 0.0, 1.0, seed, stop, cite, abstain_below,
+                            most_segments, beams, length_penalty);
             const py::gil_scoped_release release;
             return self.ask_many(questions, options);
           },
           py::arg("questions"), py::kw_only(), py::arg("max_new_tokens") = 64, py::arg("temperature") = 0.0,
           py::arg("seed") = 0, py::arg("stop") = std::vector<std::string>{}, py::arg("cite") = true,
-          py::arg("abstain_below") = py::none(), py::arg("most_segments") = 0)
+          py::arg("abstain_below") = py::none(), py::arg("most_segments") = 0, py::arg("beams") = 1,
+          py::arg("length_penalty") = 1.0)
       .def("session", &Knowledge::session)
       .def(
           "branch", [](const Knowledge& self) { return PyBranch{self.model(), self.tree(), self.branch()}; },

@@ -3,7 +3,9 @@
 #include <optional>
 #include <string>
 
+#include <modicum/search/all_of.hpp>
 #include <modicum/search/beam.hpp>
+#include <modicum/search/phrases.hpp>
 
 #include "bindings.hpp"
 #include "py_constraint.hpp"
@@ -235,6 +237,21 @@ void bind_search(py::module_& m) {
       .def("__repr__", [](const Constraint&) { return "<modicum.search constraint>"; });
   py::class_<PyConstraint, Constraint, std::shared_ptr<PyConstraint>>(m, "PythonConstraint")
       .def(py::init<py::object>(), py::arg("automaton"));
+  py::class_<Phrases, Constraint, std::shared_ptr<Phrases>>(m, "PhraseConstraint")
+      .def(py::init([](const Model& model, std::vector<std::string> banned, std::vector<std::string> required,
+                       bool ignore_case) {
+             return std::make_shared<Phrases>(
+                 model.tokenizer(), model.config().vocab_size,
+                 PhraseOptions{std::move(banned), std::move(required), ignore_case});
+           }),
+           py::arg("model"), py::kw_only(), py::arg("banned"), py::arg("required"), py::arg("ignore_case"),
+           py::call_guard<py::gil_scoped_release>());
+  py::class_<AllOf, Constraint, std::shared_ptr<AllOf>>(m, "AllOf")
+      .def(py::init([](const std::vector<std::shared_ptr<Constraint>>& parts) {
+             return std::make_shared<AllOf>(
+                 std::vector<std::shared_ptr<const Constraint>>(parts.begin(), parts.end()));
+           }),
+           py::arg("parts"));
   bind_options(m);
   bind_results(m);
   m.def("beam", &beam_from, py::arg("start"), py::arg("prompts"), py::arg("options"), py::kw_only(),

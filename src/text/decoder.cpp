@@ -341,4 +341,24 @@ Decoding::Decoding(const DecoderChain& chain) {
     stages_.push_back((*decoder)->start(first()));
 }
 
+std::string token_bytes(const DecoderChain& chain, std::string_view token) {
+  if (const auto byte = fallback_byte(token)) return std::string(1, *byte);
+  Decoding decoding(chain);
+  decoding.push("a");  // what a decoder does to the beginning of a text is done to this
+  const std::size_t before = decoding.take().size();
+  decoding.push(token);
+  std::string text = decoding.take();
+  decoding.finish();
+  text += decoding.take();
+  text.erase(0, 1 - before);
+  if (text.find(kReplacement) == std::string::npos) return text;
+  std::string bytes;  // part of a character, written in letters that stand for bytes
+  for (std::size_t at = 0; at < token.size();) {
+    const int byte = byte_of_letter(next_code_point(token, at));
+    if (byte < 0) return text;
+    bytes += static_cast<char>(byte);
+  }
+  return bytes;
+}
+
 }  // namespace modicum::text

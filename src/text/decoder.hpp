@@ -35,6 +35,9 @@ using DecoderChain = std::vector<std::unique_ptr<const Decoder>>;
 /// naming a type that is not implemented.
 DecoderChain parse_decoder(const Json& json);
 
+/// The bytes that `token` adds to a text, in the midst of it.
+std::string token_bytes(const DecoderChain& chain, std::string_view token);
+
 /// A run of a chain: feed it tokens, take the text that has become certain.
 class Decoding {
  public:

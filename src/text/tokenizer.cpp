@@ -171,6 +171,12 @@ bool Tokenizer::is_special(TokenId id) const {
   return text && state_->is_special(*text);
 }
 
+std::string Tokenizer::bytes_of(TokenId id) const {
+  const auto text = state_->text_of(id);
+  if (!text || state_->is_special(*text)) return {};
+  return text::token_bytes(state_->decoder, *text);
+}
+
 const std::string& Tokenizer::fingerprint() const {
   return state_->fingerprint;
 }

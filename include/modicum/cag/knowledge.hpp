@@ -50,6 +50,7 @@ struct AskOptions {
   SamplingOptions sampling = {};
   std::vector<std::string> stop = {};
   bool cite = true;                     ///< false: no citations, and `confidence` is that of the text alone
+  TextWriter write = {};                ///< empty: by `sampling`; see `beam_writer`
   std::optional<double> abstain_below;  ///< empty: as the file says
   std::size_t most_segments = 0;  ///< of files that select: segments a question attends to; 0: what fits
 };

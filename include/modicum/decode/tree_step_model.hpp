@@ -2,9 +2,11 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <span>
 #include <vector>
 
+#include <modicum/decode/generate.hpp>
 #include <modicum/decode/step_model.hpp>
 #include <modicum/model/transformer.hpp>
 
@@ -36,5 +38,12 @@ class TreeStepModel {
 };
 
 static_assert(StepModel<TreeStepModel>);
+
+/// Another way to continue a text than `generate`: a beam search, say (search/beam_writer.hpp). Gives what
+/// `generate` gives, and tells the callback the text as it becomes certain.
+using TextWriter =
+    std::function<GenerateResult<Branch>(TreeStepModel& model, GenerateStart<Branch> start,
+                                         const GenerateOptions& options, const Tokenizer& tokenizer,
+                                         const TokenCallback& callback)>;
 
 }  // namespace modicum

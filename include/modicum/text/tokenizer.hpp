@@ -53,6 +53,10 @@ class Tokenizer {
   std::optional<std::string> token_of(TokenId id) const;
   bool is_special(TokenId id) const;
 
+  /// The bytes that a token adds to a text, in the midst of it: part of a character, perhaps. Empty for a
+  /// special token and for an unknown id.
+  std::string bytes_of(TokenId id) const;
+
   /// XXH3-128 of the tokenizer.json text, for fingerprints.
   const std::string& fingerprint() const;
   /// The same without making a tokenizer of it: a millisecond instead of a tenth of a second for large ones.
