@@ -31,6 +31,7 @@ import json
 import platform
 import sys
 import tempfile
+import time
 import zlib
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ from peers.worker import TimeLimitError, Worker
 JUDGE = "transformers f32"
 EXACT = 1e-4  # of a mean log-probability: what the order of additions in f32 can change
 CLOSE = 0.05  # and what rounding to bf16 or int8 can; a random continuation is 2 away
+ENGINES = ("modicum", "transformers", "CTranslate2", "OpenVINO GenAI")
 KEPT = 32 << 20  # bytes that a process may hold more than before; beyond them it starts afresh
 
 
@@ -64,6 +66,8 @@ class Field:
     def start(self) -> list[str]:
         """Who is there."""
         for name in self.row.contestants:
+            if not name.startswith(tuple(self.options.engines)):
+                continue
             try:
                 self.worker(name)
             except UnavailableError as error:
@@ -90,6 +94,7 @@ class Field:
         worker = self.workers[name]
         worker.limit_memory()
         prompt = self.setup.tokens(cell.prompt, zlib.crc32(f"{cell} {seed}".encode()))
+        begin = time.monotonic()
         try:
             found: dict[str, Any] = worker.call("beam", prompt, cell.beams, cell.new)
         except (TimeLimitError, UnavailableError):
@@ -97,7 +102,8 @@ class Field:
             raise
         if len(found["ids"]) != cell.new:
             raise SystemExit(f"{name}: wrote {len(found['ids'])} tokens where {cell} asks for {cell.new}")
-        return found
+        others = (worker.foreign - quiet.TICK) / (time.monotonic() - begin)
+        return found | {"others": max(0.0, others)}
 
     def hopeless(self, name: str, cell: Cell) -> Measured | None:
         """What happened to `name` where no more was asked than in `cell`, if it failed there."""
@@ -179,7 +185,7 @@ def measure_cell(field: Field, names: list[str], cell: Cell) -> Result:
             if isinstance(found, Measured):
                 result.contestants[name] = found
                 continue
-            measured.seconds.append(found["seconds"])
+            measured.add(found["seconds"], found["others"])
             if repeat == 0:
                 measured.memory = max(0, found["peak"] - field.loaded[name])
     return result
@@ -216,6 +222,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--cache", type=Path, default=cache, help="where checkpoints are or will be")
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["smollm2-135m", "qwen2.5-0.5b"])
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=ENGINES)
     parser.add_argument("--prompts", type=int, nargs="+", default=[128, 512, 2048, 8192])
     parser.add_argument("--beams", type=int, nargs="+", default=[1, 4, 8, 16, 32, 64])
     parser.add_argument("--new", type=int, nargs="+", default=[64], help="tokens to write")

@@ -136,6 +136,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, cache: Path) -> beam.Field:
     field = field_of("f32", cache, "--limit", "9", "--once", "3", "--repeat", "2")
     field.row = Row("f32", ("a", "absent"), ())
     field.failed = {"a": [], "absent": []}
+    field.options.engines = ["a"]
     return field
 
 
@@ -215,6 +216,16 @@ def test_the_faster_of_two_formats_counts():
         "modicum int8 channel against OpenVINO GenAI int8 | 1.25× | ≥ 1.3× | **no** |"
         in beam_tables.report([one])
     )
+
+
+def test_disturbance_is_that_of_the_passes_that_count():
+    measured = Measured()
+    for seconds, others in ((9.0, 0.9), (1.0, 0.2), (3.0, 0.4), (2.0, 0.1)):
+        measured.add(seconds, others)
+    assert (measured.median, measured.others) == (2.0, 0.4)
+    cell = Cell("tiny", 512, 64, 4)
+    found = [Result("f32", cell, {"modicum f32": measured, "transformers f32": Measured([1.0], others=0.3)})]
+    assert beam_tables.report(found).endswith(f"up to 0.40 processors busy (modicum f32 in {cell}).")
 
 
 def test_memory_is_plotted(tmp_path: Path):

@@ -149,11 +149,22 @@ def _target(cell: Cell, what: str, measured: str, asked: str, met: bool) -> list
     return [place, what, measured, asked, "yes" if met else "**no**"]
 
 
+def disturbance(results: list[Result]) -> str:
+    """Engines whose threads wait by spinning lose most by it, so a ratio says little where this is much."""
+    found = [
+        (measured.others, f"{name} in {result.cell}")
+        for result in results
+        for name, measured in result.contestants.items()
+    ]
+    others, where = max(found, default=(0.0, ""))
+    return f"Other programs kept up to {others:.2f} processors busy ({where})." if where else ""
+
+
 def report(results: list[Result]) -> str:
     groups = grouped(results)
     parts = [seconds_table(group, found) for group, found in groups.items()]
     parts += [memory_table(group, found) for group, found in groups.items()]
-    parts += [table(results) for table in (paper_table, target_table)]
+    parts += [table(results) for table in (paper_table, target_table, disturbance)]
     return "\n\n".join(part for part in parts if part)
 
 

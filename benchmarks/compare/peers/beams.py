@@ -45,13 +45,20 @@ class Measured:
     seconds: list[float] = field(default_factory=list)
     memory: int = 0
     """Bytes, at their most, above what the loaded model holds."""
+    others: float = 0.0
+    """Processors that everybody else kept busy during the most disturbed pass that counts."""
     reason: str = ""
     at_least: float = 0.0
     """Seconds that passed before it was ended."""
 
+    def add(self, seconds: float, others: float) -> None:
+        """The first pass warms up: what follows takes its place."""
+        self.others = max(self.others, others) if len(self.seconds) > 1 else others
+        self.seconds.append(seconds)
+
     @property
     def median(self) -> float | None:
-        """The first pass warms up, unless it was the only one."""
+        """Without the first pass, unless it was the only one."""
         return statistics.median(self.seconds[1:] or self.seconds) if self.seconds else None
 
 
