@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CTranslate2 in int8, through its generator, which takes token strings and always searches."""
+"""CTranslate2 through its generator, which takes token strings and always searches."""
 
 from __future__ import annotations
 
@@ -33,6 +33,16 @@ class CTranslate2(Engine):
     def decode(self, prompt: Sequence[int], tokens: Sequence[int]) -> float:
         """It has no step: the difference between a long and a short generation."""
         return self.generate(prompt, len(tokens) + 1) - self.generate(prompt, 1)
+
+    def beam_search(self, prompt: Sequence[int], beams: int, count: int) -> list[int]:
+        results = self.generator.generate_batch(
+            [[f"t{i}" for i in prompt]],
+            beam_size=beams,
+            max_length=count,
+            min_length=count,
+            include_prompt_in_result=False,
+        )
+        return results[0].sequences_ids[0]
 
     def logits(self, tokens: Sequence[int]) -> np.ndarray:
         view = self.generator.forward_batch([list(tokens)])

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from peers import memory
 from peers.shapes import Shape
 
 PROMPT = 16  # tokens before a measured decode
@@ -79,6 +80,24 @@ class Engine:
         """Of the token after `tokens`, f32 [vocabulary]."""
         raise NotImplementedError
 
+    def beam_search(self, prompt: Sequence[int], beams: int, count: int) -> list[int]:
+        """The best continuation of exactly `count` tokens; no token ends it."""
+        raise NotImplementedError
+
+    def beam(self, prompt: Sequence[int], beams: int, count: int) -> dict[str, Any]:
+        """`beam_search` with its seconds, from the prompt on, and the most memory it held meanwhile."""
+        memory.forget_peak()
+        seconds, ids = timed(lambda: self.beam_search(prompt, beams, count))
+        return {"seconds": seconds, "peak": memory.peak(), "ids": ids}
+
+    def held(self) -> int:
+        """Bytes of memory between calls."""
+        return memory.held()
+
+    def score(self, prompt: Sequence[int], ids: Sequence[int]) -> float:
+        """Mean log-probability of `ids` after `prompt`."""
+        raise NotImplementedError
+
 
 @dataclass(frozen=True)
 class Contestant:
@@ -113,6 +132,11 @@ CONTESTANTS = [
     Contestant("CTranslate2", "int8", "ctranslate2_engine"),
     Contestant("OpenVINO GenAI", "int8", "openvino_engine"),
     Contestant("OpenVINO GenAI", "int4", "openvino_engine"),
+    Contestant("modicum", "f32", "modicum_engine", ("beam",)),
+    Contestant("transformers", "f32", "transformers_engine", ("beam",)),
+    Contestant("transformers", "f32 shared", "transformers_engine", ("beam",)),
+    Contestant("transformers", "bf16 shared", "transformers_engine", ("beam",)),
+    Contestant("CTranslate2", "float32", "ctranslate2_engine", ("beam",)),
 ]
 
 

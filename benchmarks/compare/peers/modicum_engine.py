@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -19,8 +21,8 @@ GROUP = 32
 
 
 class Modicum(Engine):
-    def __init__(self, folder: Path, threads: int) -> None:
-        self.model = mo.load(folder, threads=threads)
+    def __init__(self, folder: Path, threads: int, dtype: str = "auto") -> None:
+        self.model = mo.load(folder, dtype=dtype, threads=threads)
         self.trunk: Any = None
 
     def prefill(self, tokens: Sequence[int]) -> float:
@@ -62,6 +64,12 @@ class Modicum(Engine):
     def logits(self, tokens: Sequence[int]) -> np.ndarray:
         return self.model.tree().extend(tokens).logits()
 
+    def beam_search(self, prompt: Sequence[int], beams: int, count: int) -> list[int]:
+        best = self.model.beam_search(
+            prompt, beams=beams, max_new_tokens=count, min_new_tokens=count, stop_ids=[]
+        )
+        return best[0].ids
+
 
 def step(leaves: list[Any], tokens: Sequence[int]) -> np.ndarray:
     """One token more on every leaf, and the logits of each."""
@@ -81,6 +89,20 @@ def quantised(setup: Setup, format: str) -> Path:
     return written_once(setup.cache / f"modicum-{format.replace(' ', '-')}", write) / "model"
 
 
+def readable(folder: Path) -> Path:
+    """`folder`, without a tokenizer that modicum does not read: a search would end in writing its text."""
+    if json.loads((folder / "tokenizer.json").read_text("utf-8"))["model"]["type"] == "BPE":
+        return folder
+
+    def write(bare: Path) -> None:
+        for file in folder.iterdir():
+            if not file.name.startswith("tokenizer"):
+                os.link(file, bare / file.name)
+
+    return written_once(folder.with_name(f"{folder.name}-ids"), write)
+
+
 def prepare(setup: Setup, format: str) -> Callable[[], Engine]:
     folder = quantised(setup, format) if format.startswith("int") else setup.checkpoint
-    return lambda: Modicum(folder, setup.threads)
+    dtype = "f32" if format == "f32" else "auto"
+    return lambda: Modicum(readable(folder), setup.threads, dtype)

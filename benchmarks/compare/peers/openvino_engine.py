@@ -25,11 +25,8 @@ class OpenVino(Engine):
         self.pipeline = openvino_genai.LLMPipeline(str(folder), "CPU", INFERENCE_NUM_THREADS=threads)
 
     def generate(self, prompt: Sequence[int], count: int) -> float:
-        config = openvino_genai.GenerationConfig()
-        config.max_new_tokens, config.min_new_tokens, config.ignore_eos = count, count, True
-        config.do_sample = False
         ids = openvino.Tensor(np.array([prompt], dtype=np.int64))
-        return timed(lambda: self.pipeline.generate(ids, config))[0]
+        return timed(lambda: self.pipeline.generate(ids, generation(count)))[0]
 
     def prefill(self, tokens: Sequence[int]) -> float:
         return self.generate(tokens, 1)
@@ -40,6 +37,20 @@ class OpenVino(Engine):
         The short one reads another prompt, as it would find the first one in its cache.
         """
         return self.generate(prompt, len(tokens) + 1) - self.generate(prompt[::-1], 1)
+
+    def beam_search(self, prompt: Sequence[int], beams: int, count: int) -> list[int]:
+        config = generation(count)
+        config.num_beams = beams
+        ids = openvino.Tensor(np.array([prompt], dtype=np.int64))
+        return list(self.pipeline.generate(ids, config).tokens[0])
+
+
+def generation(count: int) -> openvino_genai.GenerationConfig:
+    """Of exactly `count` tokens."""
+    config = openvino_genai.GenerationConfig()
+    config.max_new_tokens, config.min_new_tokens, config.ignore_eos = count, count, True
+    config.do_sample = False
+    return config
 
 
 def prepare(setup: Setup, format: str) -> Callable[[], Engine]:

@@ -60,6 +60,7 @@ SHAPES = {
         Shape("qwen2.5-0.5b", "qwen2", 151936, 896, 24, 14, 2, 4864, 1e6),
         Shape("smollm2-135m", "llama", 49152, 576, 30, 9, 3, 1536, 1e5),
         Shape("llama-3.2-1b", "llama", 128256, 2048, 16, 32, 8, 8192, 5e5),
+        Shape("tiny", "llama", 512, 64, 2, 4, 2, 96, 1e4),  # to try a benchmark, not to measure
     )
 }
 

@@ -16,10 +16,11 @@ from peers.engine import Engine, Setup, timed
 
 
 class Transformers(Engine):
-    def __init__(self, folder: Path, threads: int) -> None:
+    def __init__(self, folder: Path, threads: int, dtype: torch.dtype) -> None:
         torch.set_num_threads(threads)
         load = transformers.AutoModelForCausalLM.from_pretrained
-        self.model = load(folder, dtype=torch.bfloat16).eval()
+        self.model = load(folder, dtype=dtype).eval()
+        self.model.generation_config.eos_token_id = None  # a beam search runs to the end
         self.trunk: Any = None
 
     @torch.inference_mode()
@@ -73,6 +74,41 @@ class Transformers(Engine):
     def logits(self, tokens: Sequence[int]) -> np.ndarray:
         return self.step(tokens, None).logits[0, -1].float().numpy()
 
+    @torch.inference_mode()
+    def beam_search(self, prompt: Sequence[int], beams: int, count: int, past: Any = None) -> list[int]:
+        ids = torch.tensor([list(prompt)])
+        output = self.model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            past_key_values=past,
+            do_sample=False,
+            num_beams=beams,
+            max_new_tokens=count,
+            pad_token_id=0,
+        )
+        return output[0, len(prompt) :].tolist()
+
+    @torch.inference_mode()
+    def score(self, prompt: Sequence[int], ids: Sequence[int]) -> float:
+        tokens = torch.tensor([[*prompt, *ids]])
+        logits = self.model(tokens[:, :-1], logits_to_keep=len(ids)).logits[0]
+        chosen = torch.log_softmax(logits.double(), -1).gather(1, tokens[0, -len(ids) :, None])
+        return chosen.mean().item()
+
+
+class SharedPrefill(Transformers):
+    """Beam search as somebody writes it who knows that `generate` reads the prompt once for every beam."""
+
+    @torch.inference_mode()
+    def beam_search(self, prompt: Sequence[int], beams: int, count: int, past: Any = None) -> list[int]:
+        past = self.step(prompt[:-1], past).past_key_values  # the last token gives the first logits
+        past.batch_repeat_interleave(beams)
+        return super().beam_search(prompt, beams, count, past)
+
 
 def prepare(setup: Setup, format: str) -> Callable[[], Engine]:
-    return lambda: Transformers(setup.checkpoint, setup.threads)
+    """ "f32", "bf16"; "f32 shared", "bf16 shared": beams begin from one prefill."""
+    name, _, shared = format.partition(" ")
+    dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[name]
+    engine = SharedPrefill if shared else Transformers
+    return lambda: engine(setup.checkpoint, setup.threads, dtype)

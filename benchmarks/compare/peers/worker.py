@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import os
+import resource
+import select
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,10 @@ from typing import Any
 
 from peers.engine import CONTESTANTS, Contestant, Setup, UnavailableError
 from peers.shapes import SHAPES, checkpoint
+
+
+class TimeLimitError(Exception):
+    """A call took longer than `Worker.limit` allows; its process is gone."""
 
 
 class Worker:
@@ -26,6 +32,8 @@ class Worker:
         context: int = Setup.context,
     ) -> None:
         self.contestant = contestant
+        self.limit: float | None = None
+        """Seconds that a call may take."""
         self.busy_cpu = 0.0
         self.foreign = 0.0
         """CPU seconds that everybody else took, or the host withheld, during the last call."""
@@ -56,6 +64,10 @@ class Worker:
 
     def _answer(self) -> Any:
         assert self.process.stdout is not None
+        # Calls and answers alternate, so nothing is left in the stream's own buffer.
+        if not select.select([self.process.stdout], [], [], self.limit)[0]:
+            self.close()
+            raise TimeLimitError(f"> {self.limit:g} s")
         line = self.process.stdout.readline()
         if not line:
             raise UnavailableError(
@@ -81,12 +93,23 @@ class Worker:
     @property
     def peak_memory(self) -> int:
         """Bytes, pages of mapped files included."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return next(int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmHWM"))
+        return _kilobytes(Path(f"/proc/{self.process.pid}/status"), "VmHWM") << 10
+
+    def limit_memory(self, share: float = 0.85) -> None:
+        """To a share of what is free now: then this process gets an error, where the system would end any."""
+        pid = self.process.pid
+        taken = _kilobytes(Path(f"/proc/{pid}/status"), "VmData")
+        free = _kilobytes(Path("/proc/meminfo"), "MemAvailable")
+        _, hard = resource.prlimit(pid, resource.RLIMIT_DATA)
+        resource.prlimit(pid, resource.RLIMIT_DATA, (int((taken + share * free) * 1024), hard))
 
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
+
+
+def _kilobytes(file: Path, name: str) -> int:
+    return next(int(line.split()[1]) for line in file.read_text().splitlines() if line.startswith(name))
 
 
 def machine_cpu_seconds() -> float:
