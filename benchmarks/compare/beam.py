@@ -188,6 +188,7 @@ def measure_cell(field: Field, names: list[str], cell: Cell) -> Result:
             measured.add(found["seconds"], found["others"])
             if repeat == 0:
                 measured.memory = max(0, found["peak"] - field.loaded[name])
+                measured.tokens = found["tokens"]
     return result
 
 

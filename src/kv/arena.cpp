@@ -12,7 +12,7 @@
 namespace modicum {
 namespace {
 
-constexpr std::size_t kLeastRows = 256;
+constexpr std::size_t kLeastRows = 128;
 /// That of large pages, where the system has them.
 constexpr std::size_t kLargePage = std::size_t{2} << 20;
 
@@ -33,9 +33,10 @@ std::shared_ptr<std::byte> allocate_pages(std::size_t bytes) {
 KvArena::KvArena(KvShape shape, std::size_t max_bytes) : shape_(shape), max_bytes_(max_bytes) {}
 
 void KvArena::add_block(std::size_t rows) {
-  // A quarter more than there is: the number of blocks grows with the logarithm of the rows.
+  // A sixteenth more than there is: the number of blocks grows with the logarithm of the rows, and what large
+  // pages make of a block that is hardly used stays small beside the others.
   const std::size_t asked = rows;
-  rows = std::max({rows, kLeastRows, in_use_ / 4});
+  rows = std::max({rows, kLeastRows, in_use_ / 16});
   if (max_bytes_ != 0)
     rows = std::max(asked, std::min(rows, (max_bytes_ - reserved_) / shape_.token_bytes()));
   const std::size_t bytes = rows * shape_.token_bytes();

@@ -74,7 +74,7 @@ def memory_table(group: Group, results: list[Result]) -> str:
         cell, token = result.cell, kv_bytes(shape, row)
         peaks = [result.of(name).memory for name in names]
         cells = [f"{peak / 1e6:.0f}" if peak else "–" for peak in peaks]
-        models = [f"{tokens * token / 1e6:.0f}" for tokens in (cell.unique_tokens, cell.batch_tokens)]
+        models = [f"{tokens * token / 1e6:.0f}" for tokens in (result.unique_tokens, cell.batch_tokens)]
         lines.append([str(cell.beams), *cells, *models, _memory_share(result)])
     title = f"**{shape}, {row}: {prompt} + {new} tokens; MB above the loaded model**\n\n"
     return title + markdown(
@@ -85,7 +85,7 @@ def memory_table(group: Group, results: list[Result]) -> str:
 def memory_share(result: Result) -> float | None:
     """What modicum's search took (the thriftiest, where there are several) in unique tokens' bytes."""
     peaks = [m.memory for n, m in result.contestants.items() if n.startswith("modicum") and m.memory]
-    unique = result.cell.unique_tokens * kv_bytes(result.cell.shape, result.row)
+    unique = result.unique_tokens * kv_bytes(result.cell.shape, result.row)
     return min(peaks) / unique if peaks else None
 
 
@@ -197,12 +197,12 @@ def _panel(axis: Any, group: Group, results: list[Result]) -> None:
             color = next(COLORS[engine] for engine in COLORS if name.startswith(engine))
             axis.plot(*zip(*points, strict=True), "osv^D"[i % 5] + "-", color=color, label=name, markersize=4)
 
-    def model(tokens: Callable[[Cell], float], label: str, style: str) -> None:
-        megabytes = [tokens(r.cell) * kv_bytes(shape, row) / 1e6 for r in results]
+    def model(tokens: Callable[[Result], float], label: str, style: str) -> None:
+        megabytes = [tokens(r) * kv_bytes(shape, row) / 1e6 for r in results]
         axis.plot([r.cell.beams for r in results], megabytes, style, color="#555555", label=label)
 
-    model(lambda cell: cell.unique_tokens, "unique tokens × bytes", "--")
-    model(lambda cell: cell.batch_tokens, "beams × tokens × bytes", ":")
+    model(lambda r: r.unique_tokens, "unique tokens × bytes", "--")
+    model(lambda r: r.cell.batch_tokens, "beams × tokens × bytes", ":")
     axis.set(xscale="log", yscale="log", xlabel="beams", ylabel="MB above the model")
     ticks = [r.cell.beams for r in results]
     axis.set_xticks(ticks, [str(tick) for tick in ticks])

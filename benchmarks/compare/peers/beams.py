@@ -45,6 +45,8 @@ class Measured:
     seconds: list[float] = field(default_factory=list)
     memory: int = 0
     """Bytes, at their most, above what the loaded model holds."""
+    tokens: int = 0
+    """That were held at most when `memory` was measured, shared ones once; 0: the engine does not tell."""
     others: float = 0.0
     """Processors that everybody else kept busy during the most disturbed pass that counts."""
     reason: str = ""
@@ -70,6 +72,11 @@ class Result:
 
     def of(self, name: str) -> Measured:
         return self.contestants.get(name, Measured(reason="–"))
+
+    @property
+    def unique_tokens(self) -> float:
+        """As modicum counted them, or else as the cell estimates."""
+        return max((m.tokens for m in self.contestants.values()), default=0) or self.cell.unique_tokens
 
     def best(self, names: tuple[str, ...]) -> tuple[str, float] | None:
         """Who of `names` is the fastest, and its seconds."""

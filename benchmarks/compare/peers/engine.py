@@ -84,11 +84,14 @@ class Engine:
         """The best continuation of exactly `count` tokens; no token ends it."""
         raise NotImplementedError
 
+    peak_tokens = 0
+    """Tokens that the last search held at its most, the prompt's included, where the engine tells."""
+
     def beam(self, prompt: Sequence[int], beams: int, count: int) -> dict[str, Any]:
         """`beam_search` with its seconds, from the prompt on, and the most memory it held meanwhile."""
         memory.forget_peak()
         seconds, ids = timed(lambda: self.beam_search(prompt, beams, count))
-        return {"seconds": seconds, "peak": memory.peak(), "ids": ids}
+        return {"seconds": seconds, "peak": memory.peak(), "ids": ids, "tokens": self.peak_tokens}
 
     def held(self) -> int:
         """Bytes of memory between calls."""

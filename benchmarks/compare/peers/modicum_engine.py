@@ -65,10 +65,11 @@ class Modicum(Engine):
         return self.model.tree().extend(tokens).logits()
 
     def beam_search(self, prompt: Sequence[int], beams: int, count: int) -> list[int]:
-        best = self.model.beam_search(
+        found = self.model.beam_search(
             prompt, beams=beams, max_new_tokens=count, min_new_tokens=count, stop_ids=[]
         )
-        return best[0].ids
+        self.peak_tokens = len(prompt) + found.stats.peak_tokens
+        return found[0].ids
 
 
 def step(leaves: list[Any], tokens: Sequence[int]) -> np.ndarray:

@@ -13,6 +13,7 @@
 #include <modicum/cag/citation.hpp>
 #include <modicum/cag/knowledge_file.hpp>
 #include <modicum/decode/generate.hpp>
+#include <modicum/decode/tree_step_model.hpp>
 #include <modicum/model/model.hpp>
 
 namespace modicum::cag {
