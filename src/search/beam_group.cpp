@@ -228,9 +228,11 @@ void BeamGroup::examine(Candidate& candidate) {
 }
 
 /// Ended continuations compete with the finished. transformers looks at the first `width_` candidates alone:
-/// one further down that ends vanishes.
+/// one further down that ends vanishes. Where a constraint decides who may end, that would lose the only ones.
 void BeamGroup::finish(const Step& step, std::vector<Candidate>& candidates) {
-  const std::size_t eligible = is_exact() ? std::min(width_, candidates.size()) : candidates.size();
+  const bool is_last = hooks_.constraint != nullptr && length_ + 1 == options_.max_new_tokens;
+  const bool looks_at_all = !is_exact() || is_last || required() > 0;
+  const std::size_t eligible = looks_at_all ? candidates.size() : std::min(width_, candidates.size());
   for (std::size_t i = 0; i < eligible; ++i) {
     Candidate& candidate = candidates[i];
     examine(candidate);
