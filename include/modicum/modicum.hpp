@@ -14,4 +14,5 @@
 #include <modicum/retrofit/quantize.hpp>
 #include <modicum/retrofit/round.hpp>
 #include <modicum/search/beam.hpp>
+#include <modicum/search/lexicon.hpp>
 #include <modicum/text/tokenizer.hpp>
