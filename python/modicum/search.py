@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from modicum._core import Constraint
+from modicum.lexicon import Lexicon
 
-__all__ = ["Constraint"]
+__all__ = ["Constraint", "Lexicon"]
