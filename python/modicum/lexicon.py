@@ -21,9 +21,9 @@ class Lexicon(_core.Lexicon):
     >>> cities.save("cities.lexicon")
     >>> cities = mo.search.Lexicon.open("cities.lexicon", model)  # mapped in milliseconds
 
-    A trie in level order (Jacobson, "Space-efficient static trees and graphs", 1989), about 20 bytes an entry
-    for names. A step of a search is a binary search among the tokens that may follow, which are handed over
-    where they lie. Nothing changes it; threads may share it.
+    A trie in level order (Jacobson, "Space-efficient static trees and graphs", 1989), 18 to 24 bytes an entry
+    for identifiers and names. A step of a search is a binary search among the tokens that may follow, which
+    are handed over where they lie. Nothing changes it; threads may share it.
 
     Two numbers lead from an answer to what it means. `positions` tells where an entry stood in the list that
     the lexicon was built from: all places where a name stands for several things. `index` is its rank in the

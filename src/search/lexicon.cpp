@@ -41,7 +41,9 @@ Lexicon::Data::Data(LexiconArrays views, std::string tokenizer_fingerprint, std:
       owner(std::move(keeper)),
       file(std::move(mapped)),
       ranks(block_ranks(arrays.ends)) {
-  for (const TokenId token : arrays.tokens) largest_token = std::max(largest_token, token);
+  TokenId largest = 0;  // a local, so that the loop runs in vectors
+  for (const TokenId token : arrays.tokens) largest = std::max(largest, token);
+  largest_token = largest;
 }
 
 std::size_t Lexicon::Data::rank(std::size_t node) const {

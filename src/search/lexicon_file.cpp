@@ -147,9 +147,9 @@ bool ascend(const LexiconArrays& a) {
   const std::size_t count = a.tokens.size();
   for (const TokenId token : a.tokens) least |= static_cast<std::uint32_t>(token) >> 31;
   for (std::size_t e = 1; e < count; ++e) anywhere += a.tokens[e - 1] >= a.tokens[e];
-  for (std::size_t n = 1; n < a.nodes() && count > 1; ++n) {
-    const std::size_t begin = std::min<std::size_t>(a.first[n], count - 1);
-    between += static_cast<std::uint32_t>(a.first[n] < a.first[n + 1]) &
+  for (std::size_t n = 1; n < a.nodes() && a.first[n] < count; ++n) {
+    const std::size_t begin = a.first[n];  // at least n
+    between += static_cast<std::uint32_t>(begin < a.first[n + 1]) &
                static_cast<std::uint32_t>(a.tokens[begin - 1] >= a.tokens[begin]);
   }
   return least == 0 && anywhere == between;
