@@ -16,5 +16,6 @@
 #include <modicum/search/all_of.hpp>
 #include <modicum/search/beam.hpp>
 #include <modicum/search/beam_writer.hpp>
+#include <modicum/search/lexicon.hpp>
 #include <modicum/search/phrases.hpp>
 #include <modicum/text/tokenizer.hpp>

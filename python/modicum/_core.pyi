@@ -7,7 +7,7 @@ import numpy
 import numpy.typing
 import os
 import typing
-__all__: list[str] = ['ABSTAIN_BELOW', 'Answer', 'BeamHypothesis', 'BeamMode', 'BeamOptions', 'BeamResult', 'BeamStats', 'Branch', 'BuildOptions', 'Cancelled', 'Citation', 'Constraint', 'ContextOverflow', 'Corrupt', 'Cost', 'DeviceError', 'Document', 'EarlyStopping', 'Error', 'Expected', 'FingerprintMismatch', 'FormatError', 'GenerateResult', 'InvalidArgument', 'IoError', 'Knowledge', 'MachineLimits', 'Model', 'ModelConfig', 'ModelScores', 'OutOfMemory', 'PythonConstraint', 'SequenceBias', 'Session', 'StreamDecoder', 'Tokenizer', 'Unsupported', 'WhenFull', 'active_isa', 'adopt_knowledge', 'beam', 'beam_over', 'build_knowledge', 'extend', 'generate', 'inspect_knowledge', 'logits', 'machine_limits', 'plan_knowledge', 'quantize', 'read_bandwidth', 'round_rows', 'shared_prompt_ids', 'supported_isas', 'update_knowledge', 'verify_knowledge', 'warp']
+__all__: list[str] = ['ABSTAIN_BELOW', 'Answer', 'BeamHypothesis', 'Branch', 'BuildOptions', 'Cancelled', 'Citation', 'Constraint', 'ContextOverflow', 'Corrupt', 'Cost', 'DeviceError', 'Document', 'Error', 'Expected', 'FingerprintMismatch', 'FormatError', 'GenerateResult', 'InvalidArgument', 'IoError', 'Knowledge', 'Lexicon', 'MachineLimits', 'Model', 'ModelConfig', 'OutOfMemory', 'Session', 'StreamDecoder', 'Tokenizer', 'Unsupported', 'active_isa', 'adopt_knowledge', 'beam', 'build_knowledge', 'extend', 'generate', 'inspect_knowledge', 'lexicon_of_ids', 'lexicon_of_texts', 'logits', 'machine_limits', 'open_lexicon', 'plan_knowledge', 'quantize', 'read_bandwidth', 'round_rows', 'shared_prompt_ids', 'supported_isas', 'update_knowledge', 'verify_knowledge', 'warp']
 class Error(Exception):
     """
     Root of everything that modicum raises.
@@ -272,6 +272,62 @@ class Model:
     @property
     def weight_bytes_per_token(self) -> int:
         ...
+class Constraint:
+    """
+    Which texts a search may write; made by modicum.search.
+    """
+    def __repr__(self) -> str:
+        ...
+class Lexicon(Constraint):
+    """
+    The arrays of modicum.search.Lexicon.
+    """
+    def __init__(self, lexicon: Lexicon) -> None:
+        ...
+    def __len__(self) -> int:
+        ...
+    def _entry(self, index: typing.SupportsInt | typing.SupportsIndex) -> list[int]:
+        ...
+    def _find(self, ids: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]) -> int | None:
+        ...
+    def _positions(self, index: typing.SupportsInt | typing.SupportsIndex) -> list[int]:
+        ...
+    def save(self, path: os.PathLike | str | bytes) -> None:
+        """
+        Writes a safetensors file, whole or not at all, mode 0600.
+        
+        Raises
+        ------
+        IoError
+        """
+    @property
+    def inputs(self) -> int:
+        """
+        How many entries it was built from, repetitions included.
+        """
+    @property
+    def largest_token(self) -> int:
+        ...
+    @property
+    def nbytes(self) -> int:
+        """
+        Bytes of the arrays, in memory or mapped.
+        """
+    @property
+    def nodes(self) -> int:
+        """
+        Nodes of the trie.
+        """
+    @property
+    def prefix(self) -> str:
+        """
+        What was put before each text when it was encoded.
+        """
+    @property
+    def tokenizer_fingerprint(self) -> str:
+        """
+        Of the tokenizer that made the entries; empty where they came as ids alone.
+        """
 class GenerateResult:
     @property
     def finish_reason(self) -> str:
@@ -935,6 +991,10 @@ def inspect_knowledge(path: os.PathLike | str | bytes) -> dict:
     """
     What a knowledge file holds, after checking its seal and checksums.
     """
+def lexicon_of_ids(entries: collections.abc.Iterable, *, tokenizer: Tokenizer | None, progress: typing.Any) -> Lexicon:
+    ...
+def lexicon_of_texts(tokenizer: Tokenizer, texts: collections.abc.Iterable, *, prefix: str, threads: typing.SupportsInt | typing.SupportsIndex, progress: typing.Any) -> Lexicon:
+    ...
 def logits(branches: collections.abc.Sequence[Branch]) -> numpy.typing.NDArray[numpy.float32]:
     """
     Logits of the token after each of the branches of one model, float32 [branches, vocabulary].
@@ -945,6 +1005,8 @@ def machine_limits(*, threads: typing.SupportsInt | typing.SupportsIndex = 0) ->
     """
     Measures, for some tenths of a second, what this machine can do; `threads` 0 means every processor.
     """
+def open_lexicon(path: os.PathLike | str | bytes, tokenizer_fingerprint: str) -> Lexicon:
+    ...
 def plan_knowledge(model: Model, documents: collections.abc.Sequence[Document], options: BuildOptions) -> dict:
     ...
 def quantize(source: os.PathLike | str | bytes, out: os.PathLike | str | bytes, *, bits: typing.SupportsInt | typing.SupportsIndex, group: typing.SupportsInt | typing.SupportsIndex, head_bits: typing.SupportsInt | typing.SupportsIndex | None, threads: typing.SupportsInt | typing.SupportsIndex, progress: typing.Any) -> dict:

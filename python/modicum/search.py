@@ -19,6 +19,7 @@ from modicum._core import Constraint, InvalidArgument, Tokenizer
 from modicum.beam import BeamResult, Hypothesis, SearchTree, make_options, make_result, streamed
 from modicum.choose import Choice, Chooser
 from modicum.constraints import Automaton, ConstraintLike, Grammar, all_of, as_constraint, phrases
+from modicum.lexicon import Lexicon
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -202,6 +203,7 @@ __all__ = [
     "ConstraintLike",
     "Grammar",
     "Hypothesis",
+    "Lexicon",
     "SearchTree",
     "TransformersModel",
     "all_of",

@@ -51,6 +51,7 @@ PYBIND11_MODULE(_core, m) {
   modicum::python::bind_model(m);
   modicum::python::bind_decode(m);
   modicum::python::bind_search(m);
+  modicum::python::bind_lexicon(m);
   modicum::python::bind_cag(m);
   modicum::python::bind_retrofit(m);
 }

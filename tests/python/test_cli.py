@@ -41,6 +41,28 @@ def test_info(tiny: Path, capsys: pytest.CaptureFixture[str]):
     assert "258" in capsys.readouterr().out
 
 
+def test_generate_searches_within_rules_and_draws_its_tree(
+    demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    base = ["generate", "--model", demo / "model", "--prompt", "The", "--beams", 8, "--max-new-tokens", 16]
+    tree = tmp_path / "tree.svg"
+    found = run_json(capsys, *base, "--ban", "e", "--require", "library", "--tree", tree)["results"][0]
+    assert "library" in found["text"] and "e" not in found["text"]
+    assert tree.read_text().startswith("<svg")
+    assert main([str(a) for a in [*base, "--tree", tmp_path / "tree.dot", "--native"]]) == 0
+    assert (tmp_path / "tree.dot").read_text().startswith("digraph")
+    assert capsys.readouterr().out.strip()
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"enum": ["open", "closed"]}')
+    pytest.importorskip("llguidance")
+    texts = [r["text"] for r in run_json(capsys, *base, "--json-schema", schema, "--num-return", 2)["results"]]
+    assert sorted(texts) == ['"closed"', '"open"']
+    diverse = run_json(capsys, *base, "--groups", 4, "--diversity-penalty", 2.0, "--num-return", 4)["results"]
+    assert len({r["text"] for r in diverse}) == 4
+    assert main([str(a) for a in [*base, "--groups", 3]]) == 1
+    assert "groups" in capsys.readouterr().err
+
+
 def test_generate_is_the_same_greedy_sampled_by_seed_and_as_one_beam(
     tiny: Path, capsys: pytest.CaptureFixture[str]
 ):
