@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""What a beam search can be asked for, with the bundled model: n-best, constraints, labels, a model of your own.
+"""What a beam search can be asked for, with the bundled model: n-best, constraints, labels, any model.
 
     python examples/beams.py [MODEL]
 
@@ -69,7 +69,9 @@ def main() -> None:
     parser.add_argument("--no-picture", action="store_true")
     arguments = parser.parse_args()
     model = mo.load(arguments.model)
-    prompt = (DEMO / "handbook" / "hours.md").read_text("utf-8") + "\nQuestion: When is the reading room open?\n"
+    prompt = (DEMO / "handbook" / "hours.md").read_text(
+        "utf-8"
+    ) + "\nQuestion: When is the reading room open?\n"
     print("Three best of eight beams:")
     found = n_best(model, prompt)
     print("One of three entries:")

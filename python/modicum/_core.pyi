@@ -7,7 +7,7 @@ import numpy
 import numpy.typing
 import os
 import typing
-__all__: list[str] = ['ABSTAIN_BELOW', 'Answer', 'BeamHypothesis', 'Branch', 'BuildOptions', 'Cancelled', 'Citation', 'Constraint', 'ContextOverflow', 'Corrupt', 'Cost', 'DeviceError', 'Document', 'Error', 'Expected', 'FingerprintMismatch', 'FormatError', 'GenerateResult', 'InvalidArgument', 'IoError', 'Knowledge', 'Lexicon', 'MachineLimits', 'Model', 'ModelConfig', 'OutOfMemory', 'Session', 'StreamDecoder', 'Tokenizer', 'Unsupported', 'active_isa', 'adopt_knowledge', 'beam', 'build_knowledge', 'extend', 'generate', 'inspect_knowledge', 'lexicon_of_ids', 'lexicon_of_texts', 'logits', 'machine_limits', 'open_lexicon', 'plan_knowledge', 'quantize', 'read_bandwidth', 'round_rows', 'shared_prompt_ids', 'supported_isas', 'update_knowledge', 'verify_knowledge', 'warp']
+__all__: list[str] = ['ABSTAIN_BELOW', 'AllOf', 'Answer', 'BeamHypothesis', 'BeamMode', 'BeamOptions', 'BeamResult', 'BeamStats', 'Branch', 'BuildOptions', 'Cancelled', 'Citation', 'Constraint', 'ContextOverflow', 'Corrupt', 'Cost', 'DeviceError', 'Document', 'EarlyStopping', 'Error', 'Expected', 'FingerprintMismatch', 'FormatError', 'GenerateResult', 'InvalidArgument', 'IoError', 'Knowledge', 'Lexicon', 'MachineLimits', 'Model', 'ModelConfig', 'ModelScores', 'OutOfMemory', 'PhraseConstraint', 'PythonConstraint', 'SequenceBias', 'Session', 'StreamDecoder', 'Tokenizer', 'Unsupported', 'WhenFull', 'active_isa', 'adopt_knowledge', 'beam', 'beam_over', 'build_knowledge', 'extend', 'generate', 'inspect_knowledge', 'lexicon_of_ids', 'lexicon_of_texts', 'logits', 'machine_limits', 'open_lexicon', 'plan_knowledge', 'quantize', 'read_bandwidth', 'round_rows', 'shared_prompt_ids', 'supported_isas', 'update_knowledge', 'verify_knowledge', 'warp']
 class Error(Exception):
     """
     Root of everything that modicum raises.
@@ -272,62 +272,6 @@ class Model:
     @property
     def weight_bytes_per_token(self) -> int:
         ...
-class Constraint:
-    """
-    Which texts a search may write; made by modicum.search.
-    """
-    def __repr__(self) -> str:
-        ...
-class Lexicon(Constraint):
-    """
-    The arrays of modicum.search.Lexicon.
-    """
-    def __init__(self, lexicon: Lexicon) -> None:
-        ...
-    def __len__(self) -> int:
-        ...
-    def _entry(self, index: typing.SupportsInt | typing.SupportsIndex) -> list[int]:
-        ...
-    def _find(self, ids: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]) -> int | None:
-        ...
-    def _positions(self, index: typing.SupportsInt | typing.SupportsIndex) -> list[int]:
-        ...
-    def save(self, path: os.PathLike | str | bytes) -> None:
-        """
-        Writes a safetensors file, whole or not at all, mode 0600.
-        
-        Raises
-        ------
-        IoError
-        """
-    @property
-    def inputs(self) -> int:
-        """
-        How many entries it was built from, repetitions included.
-        """
-    @property
-    def largest_token(self) -> int:
-        ...
-    @property
-    def nbytes(self) -> int:
-        """
-        Bytes of the arrays, in memory or mapped.
-        """
-    @property
-    def nodes(self) -> int:
-        """
-        Nodes of the trie.
-        """
-    @property
-    def prefix(self) -> str:
-        """
-        What was put before each text when it was encoded.
-        """
-    @property
-    def tokenizer_fingerprint(self) -> str:
-        """
-        Of the tokenizer that made the entries; empty where they came as ids alone.
-        """
 class GenerateResult:
     @property
     def finish_reason(self) -> str:
@@ -349,6 +293,12 @@ class Constraint:
         ...
 class PythonConstraint(Constraint):
     def __init__(self, automaton: typing.Any) -> None:
+        ...
+class PhraseConstraint(Constraint):
+    def __init__(self, model: Model, *, banned: collections.abc.Sequence[str], required: collections.abc.Sequence[str], ignore_case: bool) -> None:
+        ...
+class AllOf(Constraint):
+    def __init__(self, parts: collections.abc.Sequence[Constraint]) -> None:
         ...
 class EarlyStopping:
     """
@@ -716,6 +666,56 @@ class BeamResult:
     @property
     def tokens(self) -> numpy.typing.NDArray[numpy.int64]:
         ...
+class Lexicon(Constraint):
+    """
+    The arrays of modicum.search.Lexicon.
+    """
+    def __init__(self, lexicon: Lexicon) -> None:
+        ...
+    def __len__(self) -> int:
+        ...
+    def _entry(self, index: typing.SupportsInt | typing.SupportsIndex) -> list[int]:
+        ...
+    def _find(self, ids: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]) -> int | None:
+        ...
+    def _positions(self, index: typing.SupportsInt | typing.SupportsIndex) -> list[int]:
+        ...
+    def save(self, path: os.PathLike | str | bytes) -> None:
+        """
+        Writes a safetensors file, whole or not at all, mode 0600.
+        
+        Raises
+        ------
+        IoError
+        """
+    @property
+    def inputs(self) -> int:
+        """
+        How many entries it was built from, repetitions included.
+        """
+    @property
+    def largest_token(self) -> int:
+        ...
+    @property
+    def nbytes(self) -> int:
+        """
+        Bytes of the arrays, in memory or mapped.
+        """
+    @property
+    def nodes(self) -> int:
+        """
+        Nodes of the trie.
+        """
+    @property
+    def prefix(self) -> str:
+        """
+        What was put before each text when it was encoded.
+        """
+    @property
+    def tokenizer_fingerprint(self) -> str:
+        """
+        Of the tokenizer that made the entries; empty where they came as ids alone.
+        """
 class Document:
     """
     A text that questions are asked about.
@@ -877,7 +877,7 @@ class Answer:
 class Session:
     def __len__(self) -> int:
         ...
-    def ask(self, question: str, *, max_new_tokens: typing.SupportsInt | typing.SupportsIndex = 64, temperature: typing.SupportsFloat | typing.SupportsIndex = 0.0, top_k: typing.SupportsInt | typing.SupportsIndex = 0, top_p: typing.SupportsFloat | typing.SupportsIndex = 1.0, min_p: typing.SupportsFloat | typing.SupportsIndex = 0.0, repetition_penalty: typing.SupportsFloat | typing.SupportsIndex = 1.0, seed: typing.SupportsInt | typing.SupportsIndex = 0, stop: collections.abc.Sequence[str] = [], cite: bool = True, abstain_below: typing.SupportsFloat | typing.SupportsIndex | None = None, most_segments: typing.SupportsInt | typing.SupportsIndex = 0, callback: typing.Any = None) -> Answer:
+    def ask(self, question: str, *, max_new_tokens: typing.SupportsInt | typing.SupportsIndex = 64, temperature: typing.SupportsFloat | typing.SupportsIndex = 0.0, top_k: typing.SupportsInt | typing.SupportsIndex = 0, top_p: typing.SupportsFloat | typing.SupportsIndex = 1.0, min_p: typing.SupportsFloat | typing.SupportsIndex = 0.0, repetition_penalty: typing.SupportsFloat | typing.SupportsIndex = 1.0, seed: typing.SupportsInt | typing.SupportsIndex = 0, stop: collections.abc.Sequence[str] = [], cite: bool = True, abstain_below: typing.SupportsFloat | typing.SupportsIndex | None = None, most_segments: typing.SupportsInt | typing.SupportsIndex = 0, beams: typing.SupportsInt | typing.SupportsIndex = 1, length_penalty: typing.SupportsFloat | typing.SupportsIndex = 1.0, callback: typing.Any = None) -> Answer:
         ...
     def reset(self) -> None:
         ...
@@ -892,9 +892,9 @@ class Knowledge:
         ...
     def arrays(self) -> tuple:
         ...
-    def ask(self, question: str, *, max_new_tokens: typing.SupportsInt | typing.SupportsIndex = 64, temperature: typing.SupportsFloat | typing.SupportsIndex = 0.0, top_k: typing.SupportsInt | typing.SupportsIndex = 0, top_p: typing.SupportsFloat | typing.SupportsIndex = 1.0, min_p: typing.SupportsFloat | typing.SupportsIndex = 0.0, repetition_penalty: typing.SupportsFloat | typing.SupportsIndex = 1.0, seed: typing.SupportsInt | typing.SupportsIndex = 0, stop: collections.abc.Sequence[str] = [], cite: bool = True, abstain_below: typing.SupportsFloat | typing.SupportsIndex | None = None, most_segments: typing.SupportsInt | typing.SupportsIndex = 0, callback: typing.Any = None) -> Answer:
+    def ask(self, question: str, *, max_new_tokens: typing.SupportsInt | typing.SupportsIndex = 64, temperature: typing.SupportsFloat | typing.SupportsIndex = 0.0, top_k: typing.SupportsInt | typing.SupportsIndex = 0, top_p: typing.SupportsFloat | typing.SupportsIndex = 1.0, min_p: typing.SupportsFloat | typing.SupportsIndex = 0.0, repetition_penalty: typing.SupportsFloat | typing.SupportsIndex = 1.0, seed: typing.SupportsInt | typing.SupportsIndex = 0, stop: collections.abc.Sequence[str] = [], cite: bool = True, abstain_below: typing.SupportsFloat | typing.SupportsIndex | None = None, most_segments: typing.SupportsInt | typing.SupportsIndex = 0, beams: typing.SupportsInt | typing.SupportsIndex = 1, length_penalty: typing.SupportsFloat | typing.SupportsIndex = 1.0, callback: typing.Any = None) -> Answer:
         ...
-    def ask_many(self, questions: collections.abc.Sequence[str], *, max_new_tokens: typing.SupportsInt | typing.SupportsIndex = 64, temperature: typing.SupportsFloat | typing.SupportsIndex = 0.0, seed: typing.SupportsInt | typing.SupportsIndex = 0, stop: collections.abc.Sequence[str] = [], cite: bool = True, abstain_below: typing.SupportsFloat | typing.SupportsIndex | None = None, most_segments: typing.SupportsInt | typing.SupportsIndex = 0) -> list[Answer]:
+    def ask_many(self, questions: collections.abc.Sequence[str], *, max_new_tokens: typing.SupportsInt | typing.SupportsIndex = 64, temperature: typing.SupportsFloat | typing.SupportsIndex = 0.0, seed: typing.SupportsInt | typing.SupportsIndex = 0, stop: collections.abc.Sequence[str] = [], cite: bool = True, abstain_below: typing.SupportsFloat | typing.SupportsIndex | None = None, most_segments: typing.SupportsInt | typing.SupportsIndex = 0, beams: typing.SupportsInt | typing.SupportsIndex = 1, length_penalty: typing.SupportsFloat | typing.SupportsIndex = 1.0) -> list[Answer]:
         ...
     def branch(self) -> Branch:
         """

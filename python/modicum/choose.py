@@ -43,17 +43,17 @@ class Choice:
 class Chooser:
     """Chooses one of `labels` for a text.
 
-    The labels form a trie of tokens, each of whose nodes is read once, after the text: their log-probabilities
-    are exact, and two labels with a common beginning cost its tokens once. What a model says of a label
-    whatever the text is divided out (contextual calibration: Zhao et al. 2021, arXiv:2102.09690), and
+    The labels form a trie of tokens, each of whose nodes is read once, after the text: their
+    log-probabilities are exact, and two labels with a common beginning cost its tokens once. What a model
+    says of a label whatever the text is divided out (contextual calibration: Zhao et al. 2021, arXiv:2102.09690), and
     :meth:`fit` adds a temperature from examples (Guo et al. 2017, arXiv:1706.04599).
 
     Parameters
     ----------
     labels : at least two, all different.
     template : the prompt around ``{text}``; the label follows it.
-    prefix : what stands between the prompt and a label, as part of the label: most tokenizers write a word with
-        the space before it.
+    prefix : what stands between the prompt and a label, as part of the label: most tokenizers write a word
+        with the space before it.
     chat : send the prompt as a user's message of the model's chat template; `prefix` is then usually "".
     calibrate : divide out the model's bias.
     """
@@ -150,7 +150,7 @@ class _LabelTrie:
     def scores(self, start: Branch) -> npt.NDArray[np.float64]:
         """Sum of log-probabilities of each path after `start`; each node is read once."""
         total: dict[tuple[int, ...], float] = {(): 0.0}
-        leaves = {(): start}
+        leaves: dict[tuple[int, ...], Branch] = {(): start}
         for step in self._steps:
             inner = [node for node, _ in step if node]
             if inner:

@@ -118,7 +118,11 @@ def _add_generate(commands: Any) -> None:
     )
     parser.add_argument("--ban", action="append", default=[], metavar="TEXT", help="never write; repeatable")
     parser.add_argument(
-        "--require", action="append", default=[], metavar="TEXT", help="do write, by several beams; repeatable"
+        "--require",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="do write, by several beams; repeatable",
     )
     parser.add_argument("--json-schema", metavar="FILE", help="write JSON of this schema")
     parser.add_argument("--tree", metavar="FILE", help="save the search's tree: .svg or .dot")
@@ -126,7 +130,10 @@ def _add_generate(commands: Any) -> None:
 
 def _add_choose(commands: Any) -> None:
     parser = command(
-        commands, "choose", run_choose, "Give texts one of the labels of a file, with calibrated probabilities."
+        commands,
+        "choose",
+        run_choose,
+        "Give texts one of the labels of a file, with calibrated probabilities.",
     )
     add_load_options(parser)
     parser.add_argument("--labels", required=True, metavar="FILE", help="UTF-8, a label a line")
@@ -258,9 +265,7 @@ def _beam_results(
     if arguments.tree:
         tree = found.tree.to_dot() if arguments.tree.endswith(".dot") else found.tree.to_svg()
         Path(arguments.tree).write_text(tree, "utf-8")
-    return [
-        {"text": h.text, "ids": h.ids, "score": h.score, "finish_reason": h.finish_reason} for h in found
-    ]
+    return [{"text": h.text, "ids": h.ids, "score": h.score, "finish_reason": h.finish_reason} for h in found]
 
 
 def _is_search(arguments: argparse.Namespace) -> bool:

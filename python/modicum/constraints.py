@@ -63,8 +63,8 @@ def phrases(
     Parameters
     ----------
     banned : never occur in the new text, within words neither.
-    required : at most 32, in any order. The search is driven towards them, each beam competing with those that
-        have come as far (dynamic beam allocation: Post & Vilar 2018, arXiv:1804.06609): give it some beams.
+    required : at most 32, in any order. The search is driven towards them, each beam competing with those
+        that have come as far (dynamic beam allocation: Post & Vilar 2018, arXiv:1804.06609): give it beams.
     ignore_case : of ASCII letters.
     """
     return _core.PhraseConstraint(
@@ -186,4 +186,13 @@ def _matcher() -> Any:
     return LLMatcher
 
 
-__all__ = ["Allowed", "Automaton", "ConstraintLike", "Ending", "Grammar", "all_of", "as_constraint", "phrases"]
+__all__ = [
+    "Allowed",
+    "Automaton",
+    "ConstraintLike",
+    "Ending",
+    "Grammar",
+    "all_of",
+    "as_constraint",
+    "phrases",
+]

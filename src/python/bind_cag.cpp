@@ -151,15 +151,16 @@ py::dict update(const Model& model, const std::filesystem::path& path, const std
 cag::AskOptions ask_options(std::size_t max_new_tokens, double temperature, std::size_t top_k, double top_p,
                             double min_p, double repetition_penalty, std::uint64_t seed,
                             const std::vector<std::string>& stop, bool cite,
-                            std::optional<double> abstain_below, std::size_t most_segments,
-                            std::size_t beams, double length_penalty) {
-  return {.max_new_tokens = max_new_tokens,
-          .sampling = sampling_options(temperature, top_k, top_p, min_p, repetition_penalty, seed),
-          .stop = stop,
-          .cite = cite,
-          .write = beams == 1 ? TextWriter() : beam_writer({.beams = beams, .length_penalty = length_penalty}),
-          .abstain_below = abstain_below,
-          .most_segments = most_segments};
+                            std::optional<double> abstain_below, std::size_t most_segments, std::size_t beams,
+                            double length_penalty) {
+  return {
+      .max_new_tokens = max_new_tokens,
+      .sampling = sampling_options(temperature, top_k, top_p, min_p, repetition_penalty, seed),
+      .stop = stop,
+      .cite = cite,
+      .write = beams == 1 ? TextWriter() : beam_writer({.beams = beams, .length_penalty = length_penalty}),
+      .abstain_below = abstain_below,
+      .most_segments = most_segments};
 }
 
 /// [layers, tokens, kv_heads, head_dim], f32 as float32, f16 as float16, bf16 as its bits in uint16: of a

@@ -110,11 +110,13 @@ std::vector<Branch> read_prompts(const PyBranch& from, const std::vector<Ids>& p
 std::vector<PyBeamResult> beam_from(const PyBranch& from, const std::vector<Ids>& prompts,
                                     const BeamOptions& options, const std::shared_ptr<Constraint>& constraint,
                                     const py::object& progress, const py::object& on_stable) {
-  const Tokenizer* tokenizer = options.stop.empty() ? nullptr : &from.model.tokenizer();
+  const bool needs_tokenizer =
+      !options.stop.empty() || (constraint && !constraint->tokenizer_fingerprint().empty());
+  const Tokenizer* tokenizer = needs_tokenizer ? &from.model.tokenizer() : nullptr;
   const BeamHooks hooks = hooks_of(constraint.get(), tokenizer, python_progress(progress), on_stable);
   const py::gil_scoped_release release;
   const std::size_t vocabulary = from.model.config().vocab_size;
-  validate(options, vocabulary, tokenizer != nullptr);
+  validate(options, hooks, vocabulary);
   std::vector<Branch> leaves = read_prompts(from, prompts, options, hooks.progress);
   std::vector<float> logits(leaves.size() * vocabulary);
   from.model.transformer().logits(leaves, logits);

@@ -151,6 +151,13 @@ std::size_t AllOf::required() const {
   return sum;
 }
 
+std::string_view AllOf::tokenizer_fingerprint() const {
+  for (const auto& part : parts_) {
+    if (!part->tokenizer_fingerprint().empty()) return part->tokenizer_fingerprint();
+  }
+  return {};
+}
+
 void AllOf::release(State state) const noexcept {
   const std::vector<State> each = states(state);
   for (std::size_t i = 0; i < parts_.size(); ++i) parts_[i]->release(each[i]);

@@ -228,7 +228,8 @@ void BeamGroup::examine(Candidate& candidate) {
 }
 
 /// Ended continuations compete with the finished. transformers looks at the first `width_` candidates alone:
-/// one further down that ends vanishes. Where a constraint decides who may end, that would lose the only ones.
+/// one further down that ends vanishes. Where a constraint decides who may end, that would lose the only
+/// ones.
 void BeamGroup::finish(const Step& step, std::vector<Candidate>& candidates) {
   const bool is_last = hooks_.constraint != nullptr && length_ + 1 == options_.max_new_tokens;
   const bool looks_at_all = !is_exact() || is_last || required() > 0;

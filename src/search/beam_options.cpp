@@ -59,9 +59,21 @@ void check_groups(const BeamOptions& o) {
                       "a finite number, at least 0");
 }
 
+void check_tokenizer(const BeamHooks& hooks) {
+  if (hooks.constraint == nullptr || hooks.tokenizer == nullptr) return;
+  const std::string_view theirs = hooks.constraint->tokenizer_fingerprint();
+  if (!theirs.empty() && theirs != hooks.tokenizer->fingerprint()) {
+    fail<FingerprintMismatch>({.op = "beam",
+                               .what = "the constraint's tokenizer",
+                               .expected = hooks.tokenizer->fingerprint(),
+                               .got = std::string(theirs),
+                               .todo = "build it with this model's tokenizer"});
+  }
+}
+
 }  // namespace
 
-void validate(const BeamOptions& o, std::size_t vocabulary, bool has_tokenizer) {
+void validate(const BeamOptions& o, const BeamHooks& hooks, std::size_t vocabulary) {
   if (o.beams == 0 || o.beams > vocabulary) {
     fail({.op = "beam",
           .what = "beams",
@@ -81,11 +93,12 @@ void validate(const BeamOptions& o, std::size_t vocabulary, bool has_tokenizer) 
   if (std::ranges::any_of(o.stop, &std::string::empty)) {
     fail({.op = "beam", .what = "stop", .expected = "text", .got = "an empty string"});
   }
-  if (!o.stop.empty() && !has_tokenizer) {
+  if (!o.stop.empty() && hooks.tokenizer == nullptr) {
     fail({.op = "beam", .what = "stop", .expected = "a tokenizer with stop strings", .got = "none"});
   }
   check_processors(o, vocabulary);
   check_groups(o);
+  check_tokenizer(hooks);
   const std::size_t needed = std::max<std::size_t>(2, 1 + o.stop_ids.size());
   if (vocabulary < needed) {
     fail({.op = "beam",

@@ -48,6 +48,26 @@ def facts(answer: mo.cag.Answer) -> tuple[Any, ...]:
     return answer.text, answer.ids, answer.log_probabilities, cited, flags
 
 
+def test_an_answer_of_several_beams_is_the_best_of_the_search_from_the_documents(
+    kb: mo.cag.Knowledge, model: mo.Model, questions: list[dict[str, str]]
+):
+    question = questions[0]["question"]
+    pieces: list[str] = []
+    answer = kb.ask(question, beams=4, length_penalty=0.5, max_new_tokens=12, stream=pieces.append)
+    best = model.beam_search(
+        kb.question_ids(question), start=kb.branch(), beams=4, length_penalty=0.5, max_new_tokens=12
+    )[0]
+    assert answer.ids == best.ids and answer.log_probabilities == best.log_probabilities
+    assert answer.text == best.text == "".join(pieces)
+    assert answer.text == questions[0]["answer"] and answer.citations
+    assert kb.ask_many([question], beams=4, length_penalty=0.5, max_new_tokens=12)[0].ids == answer.ids
+    with kb.session() as talk:
+        assert talk.ask(question, beams=4, length_penalty=0.5, max_new_tokens=12).ids == answer.ids
+        assert talk.ask(questions[1]["question"], beams=3).text
+    with pytest.raises(mo.InvalidArgument, match="beams"):
+        kb.ask(question, beams=0)
+
+
 @pytest.mark.parametrize("options", [{}, {"temperature": 0.7, "seed": 3}, {"cite": False, "stop": ["0"]}])
 def test_asking_many_at_once_gives_what_asking_each_gives(
     options: dict[str, Any], kb: mo.cag.Knowledge, questions: list[dict[str, str]]

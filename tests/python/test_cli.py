@@ -55,7 +55,9 @@ def test_generate_searches_within_rules_and_draws_its_tree(
     schema = tmp_path / "schema.json"
     schema.write_text('{"enum": ["open", "closed"]}')
     pytest.importorskip("llguidance")
-    texts = [r["text"] for r in run_json(capsys, *base, "--json-schema", schema, "--num-return", 2)["results"]]
+    texts = [
+        r["text"] for r in run_json(capsys, *base, "--json-schema", schema, "--num-return", 2)["results"]
+    ]
     assert sorted(texts) == ['"closed"', '"open"']
     diverse = run_json(capsys, *base, "--groups", 4, "--diversity-penalty", 2.0, "--num-return", 4)["results"]
     assert len({r["text"] for r in diverse}) == 4
@@ -214,6 +216,8 @@ def test_cag_ask_answers_one_question_or_several(
     assert text.index(asked[0]) < text.index(singles[0]["text"]) < text.index(asked[1])
     assert "The documents do not say." in run_text(capsys, *ask, "--abstain-below", 1, question)
     assert run_json(capsys, *ask, "--abstain-below", 1, question)["abstained"]
+    beams = run_json(capsys, *ask, "--beams", 4, question)
+    assert beams["text"] == best["text"] and beams["citations"] == best["citations"]
     selected = run_json(capsys, *ask, "--segments", 1, question)["selected"]
     assert len(selected) == 1
     assert f"attended to: {selected[0]}" in run_text(capsys, *ask, "--segments", 1, question)
@@ -271,7 +275,7 @@ def test_wrong_usage_is_exit_code_2(arguments: list[str]):
 
 @pytest.mark.parametrize(
     "command",
-    [["info"], ["generate"], ["quantize"], ["demo"]]
+    [["info"], ["generate"], ["choose"], ["quantize"], ["demo"]]
     + [["cag", c] for c in ("plan", "build", "add", "remove", "update", "ask", "verify", "inspect")],
 )
 def test_every_command_has_help_and_json(command: list[str], capsys: pytest.CaptureFixture[str]):

@@ -126,8 +126,7 @@ TEST_CASE("no search ever writes a banned phrase") {
   for (char c = 'A'; c <= 'z'; ++c) banned.push_back(std::string{static_cast<char>(1), c});
   banned.push_back(std::string(1, static_cast<char>(2)));
   const Phrases rules(tokenizer(), kVocabulary, {.banned = banned});
-  for (const auto& h :
-       search({.beams = 12, .max_new_tokens = 40, .num_return = 12}, &rules).hypotheses) {
+  for (const auto& h : search({.beams = 12, .max_new_tokens = 40, .num_return = 12}, &rules).hypotheses) {
     for (const std::string& phrase : banned) CHECK(text(h.ids).find(phrase) == std::string::npos);
   }
 }
@@ -140,7 +139,8 @@ TEST_CASE("required phrases are all in the text, which does not end before") {
   CHECK(rules.progress(after(rules, "open")) == 4 + 3);
   CHECK(rules.ending(after(rules, "open at nin")) == Constraint::Ending::no);
   CHECK(rules.ending(after(rules, "open at nine")) == Constraint::Ending::may);
-  const auto found = search({.beams = 34, .max_new_tokens = 40, .num_return = 3, .stop_ids = {1, 2, 3}}, &rules);
+  const auto found =
+      search({.beams = 34, .max_new_tokens = 40, .num_return = 3, .stop_ids = {1, 2, 3}}, &rules);
   for (const auto& hypothesis : found.hypotheses) {
     for (const std::string& phrase : phrases) {
       CHECK(text(hypothesis.ids).find(phrase) != std::string::npos);

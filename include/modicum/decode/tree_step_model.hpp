@@ -41,9 +41,8 @@ static_assert(StepModel<TreeStepModel>);
 
 /// Another way to continue a text than `generate`: a beam search, say (search/beam_writer.hpp). Gives what
 /// `generate` gives, and tells the callback the text as it becomes certain.
-using TextWriter =
-    std::function<GenerateResult<Branch>(TreeStepModel& model, GenerateStart<Branch> start,
-                                         const GenerateOptions& options, const Tokenizer& tokenizer,
-                                         const TokenCallback& callback)>;
+using TextWriter = std::function<GenerateResult<Branch>(
+    TreeStepModel& model, GenerateStart<Branch> start, const GenerateOptions& options,
+    const Tokenizer& tokenizer, const TokenCallback& callback)>;
 
 }  // namespace modicum

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <memory>
 #include <mutex>
+#include <string_view>
 #include <unordered_map>
 #include <vector>
 
@@ -26,6 +27,7 @@ class AllOf : public Constraint {
   std::size_t progress(State state) const override;
   std::size_t required() const override;
   void release(State state) const noexcept override;
+  std::string_view tokenizer_fingerprint() const override;
 
  private:
   std::vector<State> states(State state) const;

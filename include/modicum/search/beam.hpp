@@ -218,7 +218,7 @@ std::vector<BeamResult<typename M::State>> beam_many(M& model,
                                                      const BeamHooks& hooks = {}) {
   const std::size_t vocabulary = model.vocabulary_size();
   for (const auto& start : starts) detail::check_start_logits("beam", start.logits.size(), vocabulary);
-  validate(options, vocabulary, hooks.tokenizer != nullptr);
+  validate(options, hooks, vocabulary);
   if (starts.empty()) return {};
   return detail::BeamSearch<M>(model, std::move(starts), options, hooks).run();
 }

@@ -123,12 +123,13 @@ using StableTokens = std::function<void(std::span<const TokenId>)>;
 /// What takes part in a search besides its model; all of it may be absent.
 struct BeamHooks {
   const Constraint* constraint = nullptr;
-  const Tokenizer* tokenizer = nullptr;  ///< for stop strings
+  const Tokenizer* tokenizer = nullptr;  ///< for stop strings, and to check the constraint's by
   Progress progress = {};                ///< ("beam", tokens, max_new_tokens)
   StableTokens on_stable = {};           ///< of the first prompt, where there are several
 };
 
-/// Throws `InvalidArgument` naming the field that makes no sense.
-void validate(const BeamOptions& options, std::size_t vocabulary, bool has_tokenizer = false);
+/// Throws `InvalidArgument` naming the field that makes no sense, and `FingerprintMismatch` for a constraint
+/// of another tokenizer than the one in `hooks`.
+void validate(const BeamOptions& options, const BeamHooks& hooks, std::size_t vocabulary);
 
 }  // namespace modicum

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <string_view>
 #include <vector>
 
 #include <modicum/text/tokenizer.hpp>
@@ -82,6 +83,9 @@ class Constraint {
   virtual std::size_t required() const { return 0; }
 
   virtual void release(State) const noexcept {}
+
+  /// Of the tokenizer whose ids it speaks of; empty: of any.
+  virtual std::string_view tokenizer_fingerprint() const { return {}; }
 
  private:
   static bool is_zero(std::uint32_t word) { return word == 0; }

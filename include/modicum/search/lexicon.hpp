@@ -79,6 +79,7 @@ class Lexicon final : public Constraint {
   /// Throws `InvalidArgument` for a token that `allowed` did not name.
   State advance(State state, TokenId token) const override;
   bool ends_by_itself() const override { return true; }
+  std::string_view tokenizer_fingerprint() const override { return tokenizer(); }
 
  private:
   friend class LexiconBuilder;
