@@ -45,8 +45,8 @@ class Chooser:
 
     The labels form a trie of tokens, each of whose nodes is read once, after the text: their
     log-probabilities are exact, and two labels with a common beginning cost its tokens once. What a model
-    says of a label whatever the text is divided out (contextual calibration: Zhao et al. 2021, arXiv:2102.09690), and
-    :meth:`fit` adds a temperature from examples (Guo et al. 2017, arXiv:1706.04599).
+    says of a label whatever the text is divided out (contextual calibration: Zhao et al. 2021,
+    arXiv:2102.09690), and :meth:`fit` adds a temperature from examples (Guo et al. 2017, arXiv:1706.04599).
 
     Parameters
     ----------

@@ -19,6 +19,10 @@ namespace {
 /// cache.
 constexpr std::size_t kChunkRows = 512;
 
+/// Activations of more rows are given back after a pass: steps need none of them, and beside the keys and
+/// values of a short prompt they are not small.
+constexpr std::size_t kKeptRows = 64;
+
 }  // namespace
 
 /// One token that is being read.
@@ -42,13 +46,14 @@ struct Transformer::Pass {
 
 /// Activations of one chunk; kept so that a step allocates nothing.
 struct Transformer::Workspace {
-  std::vector<float> x, h, q, k, v, attended;
-  std::vector<std::vector<float>> rotated;   ///< queries by origin beyond the first
-  std::vector<std::vector<float>> cos, sin;  ///< by origin
+  using Floats = ops::MatmulScratch::Floats;
+  Floats x, h, q, k, v, attended;
+  std::vector<Floats> rotated;   ///< queries by origin beyond the first
+  std::vector<Floats> cos, sin;  ///< by origin
   ops::MatmulScratch scratch;
 
   void prepare(const ModelConfig& c, std::size_t rows, std::size_t origins) {
-    const auto grow = [&](std::vector<float>& buffer, std::size_t width) {
+    const auto grow = [&](Floats& buffer, std::size_t width) {
       if (buffer.size() < rows * width) buffer.resize(rows * width);
     };
     grow(x, c.hidden_size);
@@ -160,6 +165,7 @@ void Transformer::read(std::span<const Branch> nodes, Matrix* all_hidden, const 
   for (std::size_t first = 0; first < pass.rows.size(); first += rows) {
     run_chunk(pass, first, std::min(rows, pass.rows.size() - first));
   }
+  if (pass.rows.size() > kKeptRows) *work_ = Workspace{};
   report(progress, "extend", pass.rows.size(), pass.rows.size());
 }
 

@@ -49,7 +49,7 @@ std::size_t block_size(std::size_t rows, std::size_t tokens, std::size_t threads
 }
 
 /// Room for `bytes` within `words`, aligned for kernels.
-void* room(std::vector<std::uint64_t>& words, std::size_t bytes) {
+void* room(MatmulScratch::Words& words, std::size_t bytes) {
   const std::size_t need = (bytes + cpu::kAlignment) / sizeof(std::uint64_t) + 1;
   if (words.size() < need) words.resize(need);
   return reinterpret_cast<void*>(
@@ -65,7 +65,7 @@ void* scratch_of_this_thread() {
 }
 
 void* pack(ThreadPool& pool, DType dtype, const float* x, std::size_t tokens, std::size_t cols,
-           std::vector<std::uint64_t>& words) {
+           MatmulScratch::Words& words) {
   const cpu::KernelTable& kernels = cpu::kernels();
   void* const packed = room(words, kernels.packed_bytes(dtype, tokens, cols));
   const std::size_t groups = cpu::padded(tokens, cpu::kPackTokens) / cpu::kPackTokens;

@@ -6,6 +6,7 @@
 #include <span>
 #include <vector>
 
+#include <modicum/base/page_allocator.hpp>
 #include <modicum/base/thread_pool.hpp>
 #include <modicum/tensor/matrix.hpp>
 
@@ -23,9 +24,11 @@ struct Product {
 
 /// Memory that `matmul` packs activations into; kept by the caller so that a step allocates nothing.
 struct MatmulScratch {
-  std::vector<std::uint64_t> words;
-  std::vector<std::uint64_t> hidden;  ///< `swiglu`: what the last product reads
-  std::vector<float> gate, up;        ///< `swiglu`, where its steps are separate
+  using Words = std::vector<std::uint64_t, PageAllocator<std::uint64_t>>;
+  using Floats = std::vector<float, PageAllocator<float>>;
+  Words words;
+  Words hidden;     ///< `swiglu`: what the last product reads
+  Floats gate, up;  ///< `swiglu`, where its steps are separate
 };
 
 /// x is f32 [tokens, cols], row-major without gaps; all weights have that many columns and one dtype.
