@@ -68,8 +68,8 @@ namespace modicum::cpu {
 
 const KernelTable& avx2_kernels() {
   using namespace avx2;
-  static const KernelTable table{ops::Isa::avx2, packed_bytes_f32, pack_f32, matmul,   load_keys,
-                                 scores,         accumulate,       rms_norm, silu_mul, rope};
+  static const KernelTable table{ops::Isa::avx2, packed_bytes_f32, pack_f32, matmul, load_keys, scores,
+                                 accumulate,     rms_norm,         silu_mul, rope,   exp_sum,   largest};
   return table;
 }
 

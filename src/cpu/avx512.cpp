@@ -60,8 +60,8 @@ namespace modicum::cpu {
 
 const KernelTable& avx512_kernels() {
   using namespace avx512;
-  static const KernelTable table{ops::Isa::avx512, packed_bytes_f32, pack_f32, matmul,   load_keys,
-                                 scores,           accumulate,       rms_norm, silu_mul, rope};
+  static const KernelTable table{ops::Isa::avx512, packed_bytes_f32, pack_f32, matmul, load_keys, scores,
+                                 accumulate,       rms_norm,         silu_mul, rope,   exp_sum,   largest};
   return table;
 }
 

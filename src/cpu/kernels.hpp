@@ -182,6 +182,9 @@ struct KernelTable {
   void (*rms_norm)(const float* x, const float* weight, float eps, std::size_t n, float* y);
   void (*silu_mul)(float* gate, const float* up, std::size_t n);
   void (*rope)(float* x, const float* cos, const float* sin, std::size_t heads, std::size_t head_dim);
+  /// Of a row of logits, see ops/reductions.hpp.
+  double (*exp_sum)(const float* x, std::size_t n, float shift);
+  float (*largest)(const float* x, std::size_t n);
   /// Products and what follows them in one, as `fuses` says.
   void (*gated)(const GatedTask& task) = nullptr;
   /// What `gated` does with weights of `dtype` before weights of `next` for so many tokens.

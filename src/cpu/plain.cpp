@@ -50,8 +50,8 @@ namespace modicum::cpu {
 
 const KernelTable& plain_kernels() {
   using namespace plain;
-  static const KernelTable table{ops::Isa::plain, packed_bytes_f32, pack_f32, matmul,   load_keys,
-                                 scores,          accumulate,       rms_norm, silu_mul, rope};
+  static const KernelTable table{ops::Isa::plain, packed_bytes_f32, pack_f32, matmul, load_keys, scores,
+                                 accumulate,      rms_norm,         silu_mul, rope,   exp_sum,   largest};
   return table;
 }
 

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <algorithm>
-#include <array>
 #include <bit>
 #include <cmath>
 #include <cstddef>
@@ -12,6 +10,7 @@
 #include <string>
 
 #include <modicum/base/error.hpp>
+#include <modicum/ops/reductions.hpp>
 
 namespace modicum {
 
@@ -49,49 +48,8 @@ inline float exp_nonpositive(float x) noexcept {
   return detail::exp_clamped(x < detail::kLowestExponent ? detail::kLowestExponent : x);
 }
 
-/// The largest of `values`; -inf when there are none. NaN is passed over.
-inline float largest(std::span<const float> values) noexcept {
-  constexpr std::size_t kLanes = 16;
-  std::array<float, kLanes> lane;
-  lane.fill(-std::numeric_limits<float>::infinity());
-  std::size_t i = 0;
-  for (; i + kLanes <= values.size(); i += kLanes) {
-    for (std::size_t j = 0; j < kLanes; ++j) {
-      lane[j] = values[i + j] > lane[j] ? values[i + j] : lane[j];
-    }
-  }
-  for (; i < values.size(); ++i) {
-    lane[0] = values[i] > lane[0] ? values[i] : lane[0];
-  }
-  return *std::max_element(lane.begin(), lane.end());
-}
-
-/// sum over i of exp(values[i] - shift), where no value exceeds `shift`: f32 in 16 lanes within a block of
-/// 256, f64 across blocks, always in the same order.
-inline double sum_exp(std::span<const float> values, float shift) noexcept {
-  constexpr std::size_t kLanes = 16;
-  constexpr std::size_t kBlock = 256;
-  std::array<float, kBlock> x;
-  double total = 0.0;
-  for (std::size_t begin = 0; begin < values.size(); begin += kBlock) {
-    const std::span<const float> block = values.subspan(begin, std::min(kBlock, values.size() - begin));
-    x.fill(detail::kLowestExponent);
-    for (std::size_t i = 0; i < block.size(); ++i) {  // apart from the exponential: compilers unroll it so
-      const float difference = block[i] - shift;
-      x[i] = difference < detail::kLowestExponent ? detail::kLowestExponent : difference;
-    }
-    std::array<float, kLanes> lane{};
-    for (std::size_t i = 0; i < kBlock; i += kLanes) {
-      for (std::size_t j = 0; j < kLanes; ++j) {
-        lane[j] += detail::exp_clamped(x[i + j]);
-      }
-    }
-    for (const float sum : lane) {
-      total += static_cast<double>(sum);
-    }
-  }
-  return total;
-}
+using ops::exp_sum;
+using ops::largest;
 
 /// Turns the logits of one row into log-probabilities: log p = (logit - max) - log sum exp(logit - max),
 /// rounded to f32 at each step as torch's log_softmax does.
@@ -106,7 +64,7 @@ struct LogNormaliser {
 /// `InvalidArgument` otherwise, or when every token is impossible.
 inline LogNormaliser log_normaliser(std::span<const float> logits) {
   const float max = largest(logits);
-  const double sum = sum_exp(logits, max);
+  const double sum = exp_sum(logits, max);
   if (!std::isfinite(max) || !std::isfinite(sum)) {
     fail({.op = "log_softmax",
           .what = "logits of " + std::to_string(logits.size()) + " tokens",

@@ -73,7 +73,7 @@ inline float kth_largest(std::span<const float> values, std::size_t k) {
 inline float nucleus_floor(std::span<const float> logits, double top_p) {
   const float max = largest(logits);
   const double share = 0.5 * (1.0 - top_p) / static_cast<double>(logits.size());
-  return max + static_cast<float>(std::log(share * sum_exp(logits, max)));
+  return max + static_cast<float>(std::log(share * exp_sum(logits, max)));
 }
 
 /// A token stays while those above it hold less than `mass`, in units of the likeliest one's probability; the
@@ -168,7 +168,7 @@ inline void warp(std::span<float> logits, const SamplingOptions& options, std::v
   }
   const float max = detail::largest_logit(kept);
   if (has_top_p && !kept.empty()) {
-    const double total = has_top_k ? detail::sum_exp(kept, max) : sum_exp(scaled, max);
+    const double total = has_top_k ? detail::sum_exp(kept, max) : exp_sum(scaled, max);
     detail::keep_nucleus(kept, options.top_p * total, least);
   }
   if (options.min_p > 0.0) detail::keep_min_p(kept, max, options.min_p, least);

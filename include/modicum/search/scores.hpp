@@ -73,7 +73,7 @@ class RowScores {
   }
 
   double checked_sum(const char* what) const {
-    const double sum = sum_exp(row_, max_);
+    const double sum = exp_sum(row_, max_);
     if (!std::isfinite(max_) || !std::isfinite(sum)) {
       fail({.op = "beam",
             .what = std::string(what) + " of " + std::to_string(row_.size()) + " tokens",
