@@ -149,6 +149,17 @@ TEST_CASE("a group returns no more hypotheses than it has beams") {
   }
 }
 
+TEST_CASE("the first token that is not forced is the one that begin_suppress means") {
+  const auto first = [&](const BeamOptions& options) { return search({5}, options).hypotheses.front().ids; };
+  const auto free = first({.beams = 2, .max_new_tokens = 3});
+  CHECK(first({.beams = 2, .max_new_tokens = 3, .begin_suppress = {free[0]}})[0] != free[0]);
+  const auto forced = first({.beams = 2, .max_new_tokens = 3, .forced_bos = 42});
+  const auto both =
+      first({.beams = 2, .max_new_tokens = 3, .forced_bos = 42, .begin_suppress = {42, forced[1]}});
+  CHECK(both[0] == 42);
+  CHECK(both[1] != forced[1]);
+}
+
 TEST_CASE("a hypothesis says whether a stop token or the length ended it") {
   const auto result =
       search({5, 6}, {.beams = 8, .max_new_tokens = 3, .num_return = 8, .stop_ids = {1, 2, 3}});
