@@ -256,20 +256,46 @@ def _text(ids: Sequence[int], tokenizer: Tokenizer | None, stop: Sequence[str]) 
     if tokenizer is None:
         return ""
     text = tokenizer.decode(list(ids))
-    ends = [at for s in stop if (at := text.rfind(s)) >= 0]
-    return text[: min(ends)] if ends else text
+    return text[: _first(stop, text)]
 
 
-def streamed(stream: Callable[[str], object], tokenizer: Tokenizer) -> Callable[[list[int]], None]:
-    """Hands the text of tokens that are certain to `stream`, whole characters at a time."""
-    decoder = _core.StreamDecoder(tokenizer)
+def _first(stop: Sequence[str], text: str) -> int:
+    """Where the first stop string begins; the text's length where there is none."""
+    return min([at for s in stop if (at := text.find(s)) >= 0], default=len(text))
 
-    def on_stable(ids: list[int]) -> None:
-        text = "".join(decoder.push(i) for i in ids)
-        if text:
-            stream(text)
 
-    return on_stable
+def _may_begin(stop: Sequence[str], text: str) -> int:
+    """Where an end of the text may yet become a stop string; the text's length where none may."""
+    ends = (len(text) - n for s in stop for n in range(1, len(s)) if text.endswith(s[:n]))
+    return min(ends, default=len(text))
+
+
+class TextStream:
+    """Hands a search's text to `stream` as soon as it is certain: whole characters, no stop string."""
+
+    def __init__(self, stream: Callable[[str], object], tokenizer: Tokenizer, stop: Sequence[str]) -> None:
+        self._stream = stream
+        self._decoder = _core.StreamDecoder(tokenizer)
+        self._stop = stop
+        self._text = ""
+        self._told = 0
+
+    def __call__(self, ids: Sequence[int]) -> None:
+        """Takes tokens that no later step can change."""
+        self._text += "".join(self._decoder.push(i) for i in ids)
+        self._tell(self._text[: min(_first(self._stop, self._text), _may_begin(self._stop, self._text))])
+
+    def finish(self, text: str) -> None:
+        """Takes the best hypothesis's text."""
+        if text.startswith(self._text[: self._told]):
+            self._tell(text)
+
+    def _tell(self, text: str) -> None:
+        """Hands on what `text`, all that is certain by now, has beyond what was handed on."""
+        piece = text[self._told :]
+        if piece:
+            self._told = len(text)
+            self._stream(piece)
 
 
 __all__ = ["BeamResult", "BeamStats", "Constraint", "EarlyStopping", "Hypothesis", "Progress", "SearchTree"]

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from modicum import _core
 from modicum._core import Constraint, InvalidArgument, Tokenizer
-from modicum.beam import BeamResult, Hypothesis, SearchTree, make_options, make_result, streamed
+from modicum.beam import BeamResult, Hypothesis, SearchTree, TextStream, make_options, make_result
 from modicum.constraints import Automaton, ConstraintLike, Grammar, as_constraint
 
 if TYPE_CHECKING:
@@ -83,6 +83,7 @@ def beam(
     if not ids:
         raise InvalidArgument("[beam] prompt_ids: expected at least one token, got none")
     settings, rest = _settings(options, logits=logits)
+    stream = _stream(rest["stream"], tokenizer, settings)
     start = _scores(step(None, np.asarray(ids, dtype=np.int64)))
     if start.ndim == 2 and start.shape[0] == 1:
         start = start[0]
@@ -97,9 +98,12 @@ def beam(
         constraint=rest["constraint"],
         tokenizer=tokenizer,
         progress=rest["progress"],
-        on_stable=_on_stable(rest["stream"], tokenizer),
+        on_stable=stream,
     )
-    return make_result(found, tokenizer, settings.stop)
+    result = make_result(found, tokenizer, settings.stop)
+    if stream is not None:
+        stream.finish(result[0].text)
+    return result
 
 
 def from_transformers(model: Any, **options: Any) -> TransformersModel:
@@ -173,12 +177,12 @@ def _settings(
     return settings, rest
 
 
-def _on_stable(stream: Any, tokenizer: Tokenizer | None) -> Any:
+def _stream(stream: Any, tokenizer: Tokenizer | None, settings: _core.BeamOptions) -> TextStream | None:
     if stream is None:
         return None
     if tokenizer is None:
         raise InvalidArgument("[beam] stream: expected a tokenizer with it, got none")
-    return streamed(stream, tokenizer)
+    return TextStream(stream, tokenizer, settings.stop)
 
 
 def _scores(found: Any) -> npt.NDArray[np.float32]:
