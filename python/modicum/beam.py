@@ -176,7 +176,7 @@ class SearchTree:
         return tree_picture.dot(self)
 
     def to_svg(self, *, max_nodes: int = 400) -> str:
-        """A picture: runs without a fork are one box, and of many boxes the `max_nodes` best are drawn."""
+        """A picture: runs without a fork are one box, at most `max_nodes` of them beside the hypotheses."""
         return tree_picture.svg(self, max_nodes=max_nodes)
 
     def _repr_svg_(self) -> str:
