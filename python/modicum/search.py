@@ -171,6 +171,9 @@ def _settings(
     """The engine's options, and those of `options` that are no plain values."""
     given = {**options, **more}
     rest = {name: given.pop(name, None) for name in ("constraint", "progress", "stream")}
+    for name in ("progress", "stream"):
+        if rest[name] is not None and not callable(rest[name]):
+            raise InvalidArgument(f"[beam] {name}: expected a function, got {rest[name]!r}")
     rest["constraint"] = as_constraint(rest["constraint"])
     settings = make_options(given, stop_ids)
     settings.scores = _core.ModelScores.logits if logits else _core.ModelScores.log_probabilities
@@ -190,7 +193,10 @@ def _scores(found: Any) -> npt.NDArray[np.float32]:
     if not isinstance(found, np.ndarray):
         if hasattr(found, "detach"):  # torch's; numpy knows no bfloat16
             found = found.detach().float().cpu()
-        found = np.from_dlpack(found) if hasattr(found, "__dlpack__") else np.asarray(found)
+        try:
+            found = np.from_dlpack(found) if hasattr(found, "__dlpack__") else np.asarray(found)
+        except ValueError as error:
+            raise InvalidArgument(f"[beam] scores that step returned: expected an array; {error}") from None
     if found.dtype.kind not in "fiu":
         raise InvalidArgument(f"[beam] scores that step returned: expected numbers, got {found.dtype}")
     return np.ascontiguousarray(found, dtype=np.float32)
