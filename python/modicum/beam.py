@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
@@ -57,51 +58,70 @@ _PLAIN = (
     *("beams", "max_new_tokens", "min_new_tokens", "length_penalty", "num_return", "repetition_penalty"),
     *("no_repeat_ngram_size", "forced_bos", "groups", "diversity_penalty", "keep_states"),
 )
-_LISTS = ("forced_eos", "suppress", "begin_suppress")
 
 
 def make_options(given: Mapping[str, Any], stop_ids: Sequence[int]) -> _core.BeamOptions:
     """`given` keyword arguments as the engine takes them; `stop_ids` where none are among them."""
     options = _core.BeamOptions()
+    _set_sampling(options, {name: given.get(name, default) for name, default in SAMPLING.items()})
     rest = {name: value for name, value in given.items() if name not in SAMPLING}
-    options.set_sampling(**{name: given.get(name, default) for name, default in SAMPLING.items()})
-    named = rest.pop("stop_ids", None)
-    _set(options, "stop_ids", [int(i) for i in (stop_ids if named is None else named)])
-    stop = rest.pop("stop", None)
-    _set(options, "stop", [stop] if isinstance(stop, str) else list(stop or []))
-    _set(options, "early_stopping", _early_stopping(rest.pop("early_stopping", False)))
-    _set(options, "mode", _choice(_core.BeamMode, "mode", rest.pop("mode", "transformers")))
-    _set(options, "when_full", _choice(_core.WhenFull, "when_full", rest.pop("when_full", "fail")))
-    _set(options, "bad_words", [list(word) for word in rest.pop("bad_words", ())])
-    bias = dict(rest.pop("sequence_bias", {}))
-    _set(options, "sequence_bias", [_core.SequenceBias(list(ids), float(b)) for ids, b in bias.items()])
-    for name in _LISTS:
-        _set(options, name, [int(i) for i in rest.pop(name, ())])
+    if rest.get("stop_ids") is None:
+        rest["stop_ids"] = stop_ids
     for name, value in rest.items():
-        if name not in _PLAIN:
+        if name not in _PLAIN and name not in _CONVERTED:
             raise TypeError(f"beam search got an unexpected keyword argument {name!r}")
-        _set(options, name, value)
+        convert, expected = _CONVERTED.get(name, (None, f"a value like {getattr(options, name)!r}"))
+        try:
+            setattr(options, name, value if convert is None else convert(value))
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise InvalidArgument(f"[beam] {name}: expected {expected}, got {value!r}") from None
     return options
 
 
-def _set(options: _core.BeamOptions, name: str, value: object) -> None:
-    try:
-        setattr(options, name, value)
-    except TypeError:
-        expected = f"a value like {getattr(options, name)!r}"
-        raise InvalidArgument(f"[beam] {name}: expected {expected}, got {value!r}") from None
+def _set_sampling(options: _core.BeamOptions, given: dict[str, Any]) -> None:
+    for name, default in SAMPLING.items():
+        try:
+            options.set_sampling(**{**SAMPLING, name: given[name]})
+        except TypeError:
+            expected = f"a value like {default!r}"
+            raise InvalidArgument(f"[beam] {name}: expected {expected}, got {given[name]!r}") from None
+    options.set_sampling(**given)
+
+
+def _ids(value: Any) -> list[int]:
+    return [operator.index(i) for i in value]
+
+
+def _strings(value: Any) -> list[str]:
+    return [value] if isinstance(value, str) else list(value or ())
+
+
+def _biases(value: Any) -> list[_core.SequenceBias]:
+    return [_core.SequenceBias(_ids(ids), float(bias)) for ids, bias in value.items()]
 
 
 def _early_stopping(value: EarlyStopping) -> _core.EarlyStopping:
-    if not isinstance(value, bool | str) or value not in _EARLY:
-        raise InvalidArgument(f"[beam] early_stopping: expected False, True or 'never', got {value!r}")
+    if not isinstance(value, bool | str):
+        raise TypeError
     return _core.EarlyStopping.__members__[_EARLY[value]]
 
 
-def _choice(kind: Any, name: str, value: str) -> Any:
-    if value not in kind.__members__:
-        raise InvalidArgument(f"[beam] {name}: expected one of {', '.join(kind.__members__)}, got {value!r}")
-    return kind.__members__[value]
+def _choice(kind: Any) -> tuple[Callable[[Any], Any], str]:
+    return kind.__members__.__getitem__, " or ".join(map(repr, kind.__members__))
+
+
+_CONVERTED: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "stop_ids": (_ids, "token ids"),
+    "stop": (_strings, "a string or several"),
+    "early_stopping": (_early_stopping, "False, True or 'never'"),
+    "mode": _choice(_core.BeamMode),
+    "when_full": _choice(_core.WhenFull),
+    "bad_words": (lambda words: [_ids(word) for word in words], "sequences of token ids"),
+    "sequence_bias": (_biases, "numbers by tuples of token ids"),
+    "forced_eos": (_ids, "token ids"),
+    "suppress": (_ids, "token ids"),
+    "begin_suppress": (_ids, "token ids"),
+}
 
 
 @dataclass(frozen=True)
@@ -176,7 +196,7 @@ class SearchTree:
         return tree_picture.dot(self)
 
     def to_svg(self, *, max_nodes: int = 400) -> str:
-        """A picture: runs without a fork are one box, and of many boxes the `max_nodes` best are drawn."""
+        """A picture: runs without a fork are one box, at most `max_nodes` of them beside the hypotheses."""
         return tree_picture.svg(self, max_nodes=max_nodes)
 
     def _repr_svg_(self) -> str:
@@ -256,20 +276,46 @@ def _text(ids: Sequence[int], tokenizer: Tokenizer | None, stop: Sequence[str]) 
     if tokenizer is None:
         return ""
     text = tokenizer.decode(list(ids))
-    ends = [at for s in stop if (at := text.rfind(s)) >= 0]
-    return text[: min(ends)] if ends else text
+    return text[: _first(stop, text)]
 
 
-def streamed(stream: Callable[[str], object], tokenizer: Tokenizer) -> Callable[[list[int]], None]:
-    """Hands the text of tokens that are certain to `stream`, whole characters at a time."""
-    decoder = _core.StreamDecoder(tokenizer)
+def _first(stop: Sequence[str], text: str) -> int:
+    """Where the first stop string begins; the text's length where there is none."""
+    return min([at for s in stop if (at := text.find(s)) >= 0], default=len(text))
 
-    def on_stable(ids: list[int]) -> None:
-        text = "".join(decoder.push(i) for i in ids)
-        if text:
-            stream(text)
 
-    return on_stable
+def _may_begin(stop: Sequence[str], text: str) -> int:
+    """Where an end of the text may yet become a stop string; the text's length where none may."""
+    ends = (len(text) - n for s in stop for n in range(1, len(s)) if text.endswith(s[:n]))
+    return min(ends, default=len(text))
+
+
+class TextStream:
+    """Hands a search's text to `stream` as soon as it is certain: whole characters, no stop string."""
+
+    def __init__(self, stream: Callable[[str], object], tokenizer: Tokenizer, stop: Sequence[str]) -> None:
+        self._stream = stream
+        self._decoder = _core.StreamDecoder(tokenizer)
+        self._stop = stop
+        self._text = ""
+        self._told = 0
+
+    def __call__(self, ids: Sequence[int]) -> None:
+        """Takes tokens that no later step can change."""
+        self._text += "".join(self._decoder.push(i) for i in ids)
+        self._tell(self._text[: min(_first(self._stop, self._text), _may_begin(self._stop, self._text))])
+
+    def finish(self, text: str) -> None:
+        """Takes the best hypothesis's text."""
+        if text.startswith(self._text[: self._told]):
+            self._tell(text)
+
+    def _tell(self, text: str) -> None:
+        """Hands on what `text`, all that is certain by now, has beyond what was handed on."""
+        piece = text[self._told :]
+        if piece:
+            self._told = len(text)
+            self._stream(piece)
 
 
 __all__ = ["BeamResult", "BeamStats", "Constraint", "EarlyStopping", "Hypothesis", "Progress", "SearchTree"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -97,8 +98,14 @@ class _Function:
         found = self._allowed(ids[::-1])
         if found is None:
             return ("all", None, True)
+        try:
+            allowed = [operator.index(i) for i in found]
+        except TypeError:
+            raise InvalidArgument(
+                f"[beam] constraint: expected token ids or None of the function, got {found!r}"
+            ) from None
         # Whether the text may end is a matter of the stop tokens among them.
-        return ("only", [int(i) for i in found], False)
+        return ("only", allowed, False)
 
     def advance(self, state: Any, token: int) -> Any:
         return (state, token)

@@ -248,15 +248,19 @@ class Model:
         stop_ids = self._stop_ids(None)
         settings, rest = search._settings(options, stop_ids=stop_ids, keep_states=keep_states)
         tokenizer = self.tokenizer if self._has_tokenizer() else None
+        stream = search._stream(rest["stream"], tokenizer, settings)
         found = _core.beam(
             start if start is not None else self.tree(max_kv_bytes=max_kv_bytes),
             [self._ids(prompt) for prompt in prompts],
             settings,
             constraint=rest["constraint"],
             progress=rest["progress"],
-            on_stable=search._on_stable(rest["stream"], tokenizer),
+            on_stable=stream,
         )
-        return [make_result(result, tokenizer, settings.stop) for result in found]
+        results = [make_result(result, tokenizer, settings.stop) for result in found]
+        if stream is not None and results:
+            stream.finish(results[0][0].text)
+        return results
 
     def _ids(self, prompt: Prompt) -> list[int]:
         return self.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(i) for i in prompt]

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from modicum import _core
 from modicum._core import Constraint, InvalidArgument, Tokenizer
-from modicum.beam import BeamResult, Hypothesis, SearchTree, make_options, make_result, streamed
+from modicum.beam import BeamResult, Hypothesis, SearchTree, TextStream, make_options, make_result
 from modicum.choose import Choice, Chooser
 from modicum.constraints import Automaton, ConstraintLike, Grammar, all_of, as_constraint, phrases
 from modicum.lexicon import Lexicon
@@ -85,6 +85,7 @@ def beam(
     if not ids:
         raise InvalidArgument("[beam] prompt_ids: expected at least one token, got none")
     settings, rest = _settings(options, logits=logits)
+    stream = _stream(rest["stream"], tokenizer, settings)
     start = _scores(step(None, np.asarray(ids, dtype=np.int64)))
     if start.ndim == 2 and start.shape[0] == 1:
         start = start[0]
@@ -99,9 +100,12 @@ def beam(
         constraint=rest["constraint"],
         tokenizer=tokenizer,
         progress=rest["progress"],
-        on_stable=_on_stable(rest["stream"], tokenizer),
+        on_stable=stream,
     )
-    return make_result(found, tokenizer, settings.stop)
+    result = make_result(found, tokenizer, settings.stop)
+    if stream is not None:
+        stream.finish(result[0].text)
+    return result
 
 
 def from_transformers(model: Any, **options: Any) -> TransformersModel:
@@ -169,18 +173,21 @@ def _settings(
     """The engine's options, and those of `options` that are no plain values."""
     given = {**options, **more}
     rest = {name: given.pop(name, None) for name in ("constraint", "progress", "stream")}
+    for name in ("progress", "stream"):
+        if rest[name] is not None and not callable(rest[name]):
+            raise InvalidArgument(f"[beam] {name}: expected a function, got {rest[name]!r}")
     rest["constraint"] = as_constraint(rest["constraint"])
     settings = make_options(given, stop_ids)
     settings.scores = _core.ModelScores.logits if logits else _core.ModelScores.log_probabilities
     return settings, rest
 
 
-def _on_stable(stream: Any, tokenizer: Tokenizer | None) -> Any:
+def _stream(stream: Any, tokenizer: Tokenizer | None, settings: _core.BeamOptions) -> TextStream | None:
     if stream is None:
         return None
     if tokenizer is None:
         raise InvalidArgument("[beam] stream: expected a tokenizer with it, got none")
-    return streamed(stream, tokenizer)
+    return TextStream(stream, tokenizer, settings.stop)
 
 
 def _scores(found: Any) -> npt.NDArray[np.float32]:
@@ -188,7 +195,10 @@ def _scores(found: Any) -> npt.NDArray[np.float32]:
     if not isinstance(found, np.ndarray):
         if hasattr(found, "detach"):  # torch's; numpy knows no bfloat16
             found = found.detach().float().cpu()
-        found = np.from_dlpack(found) if hasattr(found, "__dlpack__") else np.asarray(found)
+        try:
+            found = np.from_dlpack(found) if hasattr(found, "__dlpack__") else np.asarray(found)
+        except ValueError as error:
+            raise InvalidArgument(f"[beam] scores that step returned: expected an array; {error}") from None
     if found.dtype.kind not in "fiu":
         raise InvalidArgument(f"[beam] scores that step returned: expected numbers, got {found.dtype}")
     return np.ascontiguousarray(found, dtype=np.float32)

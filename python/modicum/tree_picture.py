@@ -31,12 +31,13 @@ class Run:
 
 
 def runs(tree: SearchTree, max_nodes: int) -> Run:
-    """The tree with unforked runs joined, of the `max_nodes` best where there are more."""
+    """The tree with unforked runs joined: the hypotheses, and others up to `max_nodes`, the best first."""
     children: dict[int, list[int]] = {}
     for node in range(1, len(tree)):
         children.setdefault(int(tree.parents[node]), []).append(node)
     ends = {node: rank for rank, node in reversed(list(enumerate(tree.hypotheses)))}
-    best_path = _ancestors(tree, tree.hypotheses[0]) if tree.hypotheses else set()
+    best_path = _ancestors(tree, tree.hypotheses[:1])
+    kept = _ancestors(tree, tree.hypotheses)
     drawn = 1
     root = Run([0])
     waiting = [root]
@@ -48,18 +49,20 @@ def runs(tree: SearchTree, max_nodes: int) -> Run:
         run.is_best = run.nodes[-1] in best_path or run.nodes[0] in best_path
         run.label = _label(tree, run)
         for kid in sorted(kids, key=lambda k: (k not in best_path, -tree.scores[k])):
-            if drawn < max_nodes or kid in best_path:
+            if drawn < max_nodes or kid in kept:
                 run.children.append(Run([kid]))
                 drawn += 1
         waiting.extend(run.children)
     return root
 
 
-def _ancestors(tree: SearchTree, node: int) -> set[int]:
-    found = {node}
-    while node != 0:
-        node = int(tree.parents[node])
-        found.add(node)
+def _ancestors(tree: SearchTree, nodes: list[int]) -> set[int]:
+    """The nodes with all that stand above them."""
+    found: set[int] = set()
+    for node in nodes:
+        while node not in found:
+            found.add(node)
+            node = int(tree.parents[node])
     return found
 
 
@@ -70,10 +73,15 @@ def _label(tree: SearchTree, run: Run) -> str:
         before = tree.path(int(tree.parents[run.nodes[0]]))
         whole = tree.tokenizer.decode(tree.path(run.nodes[-1]))
         text = whole[len(tree.tokenizer.decode(before)) :]
-    text = text.replace("\n", "⏎")
+    text = _printable(text.replace("\n", "⏎"))
     if run.nodes[0] == 0 and not text:
         return "prompt"
     return text if len(text) <= LABEL else text[: LABEL - 1] + "…"
+
+
+def _printable(text: str) -> str:
+    """Without control characters, which XML has no place for even where they are escaped."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
 def svg(tree: SearchTree, *, max_nodes: int = 400) -> str:
@@ -161,7 +169,7 @@ def html(result: BeamResult) -> str:
     """The hypotheses as a table, and the tree below it."""
     rows = "".join(
         f"<tr><td>{i + 1}</td><td>{h.score:.4f}</td>"
-        f'<td style="text-align:left">{html_text.escape(h.text or str(h.ids))}</td>'
+        f'<td style="text-align:left">{html_text.escape(_printable(h.text) or str(h.ids))}</td>'
         f"<td>{h.finish_reason}</td></tr>"
         for i, h in enumerate(result)
     )

@@ -48,6 +48,7 @@ void BeamGroup::select(SearchTree& tree, std::uint32_t first_new, std::span<cons
   ++length_;
   const bool all_end = std::ranges::all_of(found, [](const Candidate& c) { return !c.goes_on; });
   keep_running(step, found);
+  note_chosen(step, found);
   if (!is_exact()) prune();
   done_ = is_over(all_end);
   if (done_) beams_.clear();
@@ -250,7 +251,8 @@ void BeamGroup::finish(const Step& step, std::vector<Candidate>& candidates) {
                                                               .parent_row = beams_[c.beam].row,
                                                               .length = length_ + 1});
   }
-  finished_.resize(std::min(finished_.size(), std::max(width_, options_.num_return)));
+  const std::size_t wanted = std::min(options_.num_return, options_.beams / options_.groups);
+  finished_.resize(std::min(finished_.size(), std::max(width_, wanted)));
 }
 
 /// The best `width_` that go on. In transformers an ended one sinks by 1e9 and is used for want of others.
@@ -267,6 +269,19 @@ void BeamGroup::keep_running(const Step& step, std::vector<Candidate>& candidate
     running.push_back({node_of(step, c), score, beams_[c.beam].row, std::move(candidate.state)});
   }
   beams_ = std::move(running);
+}
+
+/// What the beams chose; in the last step, where none goes on, what the best that no stop ended chose.
+void BeamGroup::note_chosen(const Step& step, const std::vector<Candidate>& candidates) {
+  chosen_.clear();
+  if (length_ < options_.max_new_tokens) {
+    for (const Beam& beam : beams_) chosen_.push_back(step.tree[beam.node].token);
+    return;
+  }
+  for (const Candidate& candidate : candidates) {
+    if (chosen_.size() == width_) break;
+    if (candidate.end == FinishReason::length) chosen_.push_back(candidate.continuation.token);
+  }
 }
 
 bool BeamGroup::may_run(Candidate& candidate) {

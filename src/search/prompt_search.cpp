@@ -32,9 +32,8 @@ void PromptSearch::select(std::span<const float> logits) {
     const bool is_first = &group == &groups_.front();
     group.select(tree_, first_new_, logits, is_first ? std::span<const float>() : penalties_);
     if (!is_diverse) continue;
-    for (const Beam& beam : group.beams()) {
-      penalties_[static_cast<std::size_t>(tree_[beam.node].token)] +=
-          static_cast<float>(options_.diversity_penalty);
+    for (const TokenId token : group.chosen()) {
+      penalties_[static_cast<std::size_t>(token)] += static_cast<float>(options_.diversity_penalty);
     }
   }
   ++stats_.steps;

@@ -34,7 +34,7 @@ bool ScoreProcessors::act_on(std::size_t new_tokens) const {
   return o.repetition_penalty != 1.0 || o.no_repeat_ngram_size > 0 || !o.bad_words.empty() ||
          !o.sequence_bias.empty() || !o.suppress.empty() ||
          (new_tokens < o.min_new_tokens && !o.stop_ids.empty()) ||
-         (new_tokens == 0 && (o.forced_bos.has_value() || !o.begin_suppress.empty())) ||
+         (new_tokens == 0 && o.forced_bos.has_value()) || (new_tokens <= 1 && !o.begin_suppress.empty()) ||
          (new_tokens + 1 == o.max_new_tokens && !o.forced_eos.empty());
 }
 
@@ -50,7 +50,9 @@ void ScoreProcessors::apply(std::span<float> scores, std::span<const TokenId> se
   if (o.forced_bos && sequence.size() == 1) force(scores, {&*o.forced_bos, 1});
   if (!o.forced_eos.empty() && new_tokens + 1 == o.max_new_tokens) force(scores, o.forced_eos);
   suppress(scores, o.suppress);
-  if (new_tokens == 0) suppress(scores, o.begin_suppress);
+  // A forced first token is not the one that begins the text.
+  const bool is_begun_by_force = o.forced_bos && sequence.size() == new_tokens + 1;
+  if (new_tokens == (is_begun_by_force ? 1 : 0)) suppress(scores, o.begin_suppress);
 }
 
 void ScoreProcessors::add_bias(std::span<float> scores, std::span<const TokenId> sequence) const {

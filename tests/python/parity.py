@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,25 @@ def cut(ids: Sequence[int], stop_ids: Sequence[int]) -> list[int]:
         if token in stop_ids:
             return list(ids[: i + 1])
     return list(ids)
+
+
+@contextmanager
+def smallest_margin() -> Iterator[list[float]]:
+    """Records how near transformers came to another choice: the gaps at which its top-k selections cut."""
+    gaps: list[float] = [float("inf")]
+    topk = torch.topk
+
+    def recording(values: Any, k: int, *args: Any, **kwargs: Any) -> Any:
+        ordered = values.sort(dim=-1, descending=True).values[..., : k + 1]
+        between = (ordered[..., :-1] - ordered[..., 1:])[ordered[..., 1:] > -1e8]
+        gaps[0] = min([gaps[0], *between.tolist()])
+        return topk(values, k, *args, **kwargs)
+
+    torch.topk = recording
+    try:
+        yield gaps
+    finally:
+        torch.topk = topk
 
 
 def _config(kind: str) -> Any:

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ pytest.importorskip("modicum")
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from parity import KINDS, Pair, cut, random_pair, stored_pair  # noqa: E402
+from parity import KINDS, Pair, cut, random_pair, smallest_margin, stored_pair  # noqa: E402
 
 BEAMS = range(1, 9)
 LENGTH_PENALTIES = (0.0, 0.5, 1.0, 2.0, -1.0)
@@ -42,25 +40,6 @@ def stored_model(request: pytest.FixtureRequest, data: Path) -> Pair:
     if not folder.is_dir():
         pytest.skip(f"{request.param} is not in MODICUM_DATA")
     return stored_pair(folder, TEXTS)
-
-
-@contextmanager
-def smallest_margin() -> Iterator[list[float]]:
-    """Records how near transformers came to another choice: the gaps at which its top-k selections cut."""
-    gaps: list[float] = [float("inf")]
-    topk = torch.topk
-
-    def recording(values: Any, k: int, *args: Any, **kwargs: Any) -> Any:
-        ordered = values.flatten().sort(descending=True).values
-        ordered = ordered[ordered > -1e8]
-        gaps[0] = min([gaps[0], *(ordered[:-1] - ordered[1:])[:k].tolist()])
-        return topk(values, k, *args, **kwargs)
-
-    torch.topk = recording
-    try:
-        yield gaps
-    finally:
-        torch.topk = topk
 
 
 @dataclass

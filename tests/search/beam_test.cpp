@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
 #include <limits>
+#include <map>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -108,6 +111,53 @@ TEST_CASE("one beam is greedy generation") {
     sum += log_probability;
   }
   CHECK(result.hypotheses[0].score == Approx(sum / static_cast<float>(greedy.ids.size())));
+}
+
+TEST_CASE("a group avoids what an earlier one chose, in the last step too") {
+  for (const auto mode : {modicum::BeamMode::transformers, modicum::BeamMode::native}) {
+    const auto result = search({5, 6}, {.beams = 4,
+                                        .max_new_tokens = 3,
+                                        .num_return = 4,
+                                        .groups = 4,
+                                        .diversity_penalty = 100.0,
+                                        .mode = mode});
+    REQUIRE(result.hypotheses.size() == 4);
+    for (std::size_t at = 0; at < 3; ++at) {
+      std::set<TokenId> tokens;
+      for (const auto& hypothesis : result.hypotheses) tokens.insert(hypothesis.ids[at]);
+      CHECK(tokens.size() == 4);
+    }
+  }
+}
+
+TEST_CASE("a group returns no more hypotheses than it has beams") {
+  for (TokenId first = 5; first < 12; ++first) {
+    const auto result = search({first, 6}, {.beams = 6,
+                                            .max_new_tokens = 12,
+                                            .length_penalty = 2.0,
+                                            .early_stopping = EarlyStopping::never,
+                                            .num_return = 6,
+                                            .stop_ids = {1},
+                                            .groups = 3,
+                                            .diversity_penalty = 100.0});
+    std::map<TokenId, int> by_first;  // the groups begin with different tokens
+    for (const auto& hypothesis : result.hypotheses) {
+      if (hypothesis.ids.size() > 1) ++by_first[hypothesis.ids.front()];
+    }
+    CHECK(result.hypotheses.size() == 6);
+    CHECK(std::ranges::all_of(by_first, [](const auto& entry) { return entry.second <= 2; }));
+  }
+}
+
+TEST_CASE("the first token that is not forced is the one that begin_suppress means") {
+  const auto first = [&](const BeamOptions& options) { return search({5}, options).hypotheses.front().ids; };
+  const auto free = first({.beams = 2, .max_new_tokens = 3});
+  CHECK(first({.beams = 2, .max_new_tokens = 3, .begin_suppress = {free[0]}})[0] != free[0]);
+  const auto forced = first({.beams = 2, .max_new_tokens = 3, .forced_bos = 42});
+  const auto both =
+      first({.beams = 2, .max_new_tokens = 3, .forced_bos = 42, .begin_suppress = {42, forced[1]}});
+  CHECK(both[0] == 42);
+  CHECK(both[1] != forced[1]);
 }
 
 TEST_CASE("a hypothesis says whether a stop token or the length ended it") {

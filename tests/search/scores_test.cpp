@@ -62,6 +62,19 @@ TEST_CASE("the best continuations are those that sorting all possible ones gives
   }
 }
 
+TEST_CASE("NaN is refused, also where it is all there is, and a row of impossible tokens is not") {
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  const float impossible = -std::numeric_limits<float>::infinity();
+  RowScores row;
+  for (const std::vector<float>& bad : {std::vector<float>{-1.0f, nan, -2.0f}, std::vector<float>(300, nan),
+                                        std::vector<float>{impossible, nan, impossible}}) {
+    CHECK_THROWS_AS(row.read_log_probabilities(bad), modicum::InvalidArgument);
+    CHECK_THROWS_AS(row.read_logits(bad), modicum::InvalidArgument);
+  }
+  CHECK_NOTHROW(row.read_log_probabilities(std::vector<float>(5, impossible)));
+  CHECK_THROWS_AS(row.read_logits(std::vector<float>(5, impossible)), modicum::InvalidArgument);
+}
+
 TEST_CASE("a score is divided by a power of the length") {
   CHECK(modicum::length_normalised(-6.0f, 3, 1.0) == -2.0f);
   CHECK(modicum::length_normalised(-6.0f, 3, 0.0) == -6.0f);

@@ -76,6 +76,8 @@ class BeamGroup {
   /// Empty when it is done.
   std::vector<Beam>& beams() noexcept { return beams_; }
   const std::vector<Beam>& beams() const noexcept { return beams_; }
+  /// The token that each beam chose in the last step, for diversity; those of beams that are done since too.
+  const std::vector<TokenId>& chosen() const noexcept { return chosen_; }
   /// Best first.
   const std::vector<FinishedBeam>& finished() const noexcept { return finished_; }
   std::size_t width() const noexcept { return width_; }
@@ -120,6 +122,7 @@ class BeamGroup {
   void examine(Candidate& candidate);
   void finish(const Step& step, std::vector<Candidate>& candidates);
   void keep_running(const Step& step, std::vector<Candidate>& candidates);
+  void note_chosen(const Step& step, const std::vector<Candidate>& candidates);
   std::vector<std::size_t> by_score(const std::vector<Candidate>& candidates) const;
   void spread_over_banks(std::vector<Candidate>& candidates, std::vector<std::size_t>& order);
   bool may_run(Candidate& candidate);
@@ -135,7 +138,8 @@ class BeamGroup {
   bool is_single_;
   ScoreProcessors processors_;
   Random random_;
-  std::vector<Beam> beams_;             ///< best first
+  std::vector<Beam> beams_;  ///< best first
+  std::vector<TokenId> chosen_;
   std::vector<FinishedBeam> finished_;  ///< best first
   std::size_t length_ = 0;              ///< new tokens of every live beam
   bool done_ = false;

@@ -72,10 +72,11 @@ struct BeamOptions {
   std::optional<TokenId> forced_bos;    ///< the first new token where the prompt is one token long
   std::vector<TokenId> forced_eos;      ///< of these is the last token that `max_new_tokens` allows
   std::vector<TokenId> suppress;        ///< never chosen
-  std::vector<TokenId> begin_suppress;  ///< never chosen as the first new token
+  std::vector<TokenId> begin_suppress;  ///< never chosen as the first new token that is not forced
   /// Diverse beam search (Vijayakumar et al. 2018, arXiv:1610.02424): groups of beams / groups beams, one
   /// after the other in each step; a token costs `diversity_penalty` for each beam of an earlier group that
-  /// chose it in this step (Hamming diversity).
+  /// chose it in this step (Hamming diversity). As in transformers 4, but that a group's search ends as that
+  /// of transformers 5 does, and that a group that is done counts no more.
   std::size_t groups = 1;
   double diversity_penalty = 0.0;
   /// Beam sampling where its temperature is above 0: candidates are drawn without replacement (by Gumbel

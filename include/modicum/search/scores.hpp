@@ -53,7 +53,9 @@ class RowScores {
   /// The same for scores that are used as they are; every token may be impossible.
   void read_log_probabilities(std::span<const float> scores) {
     scan(scores);
-    if (max_ != -std::numeric_limits<float>::infinity()) checked_sum("log-probabilities");
+    const bool is_impossible = std::ranges::all_of(
+        scores, [](float score) { return score == -std::numeric_limits<float>::infinity(); });
+    if (!is_impossible) checked_sum("log-probabilities");
     normaliser_ = {0.0f, 0.0f};
   }
 
