@@ -81,7 +81,7 @@ def generate(prompts: list[list[int]], options: dict[str, Any]) -> list[Scored]:
 
 def is_real(score: float | None) -> bool:
     """Where it has too few hypotheses, transformers fills up with copies scored about -1e9."""
-    return score is None or score > -1e8
+    return score is None or score > -1e5
 
 
 def without_fill(row: list[int], stops: list[int], fill: int) -> list[int]:
