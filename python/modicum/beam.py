@@ -130,7 +130,7 @@ class Hypothesis:
 
     Attributes
     ----------
-    text : without special tokens, and without the stop string that ended it.
+    text : without special tokens, and without the stop string that ended it, unless that began in the prompt.
     ids : the new tokens, with the stop token that ended them, if one did.
     score : sum of log-probabilities / length ** length_penalty.
     log_probabilities : of each of `ids`, after processors (natural logarithm).

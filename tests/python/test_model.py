@@ -73,9 +73,8 @@ def test_generation_can_start_from_a_branch(model: mo.Model):
     whole = model.generate(ids, max_new_tokens=10)
     trunk = model.tree().extend(ids[:25])
     assert model.generate(ids[25:], max_new_tokens=10, start=trunk) == whole
-    assert model.beam_search(ids[25:], beams=3, max_new_tokens=6, start=trunk) == model.beam_search(
-        ids, beams=3, max_new_tokens=6
-    )
+    found = model.beam_search(ids[25:], beams=3, max_new_tokens=6, start=trunk)
+    assert list(found) == list(model.beam_search(ids, beams=3, max_new_tokens=6))
 
 
 def test_stop_strings_and_streaming_agree(model: mo.Model):

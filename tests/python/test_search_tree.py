@@ -164,8 +164,29 @@ def test_text_is_streamed_while_the_search_goes_on(story: Any) -> None:
     assert seen[0][0] < 30
 
 
-def test_a_stop_string_is_no_part_of_the_streamed_text(story: Any) -> None:
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("stop", [[". "], [" the"], ["ed. S", "zzz"], ["\n", "ly", "girl na"]])
+def test_a_stop_string_is_no_part_of_the_streamed_text(story: Any, beams: int, stop: list[str]) -> None:
     pieces, stream = collect()
-    found = story.beam_search("Once upon a time", beams=3, max_new_tokens=60, stop=[". "], stream=stream)
-    assert found[0].finish_reason == "stop_string"
+    found = story.beam_search(
+        "Once upon a time", beams=beams, max_new_tokens=60, stop=stop, stream=stream, stop_ids=[]
+    )
     assert "".join(pieces) == found[0].text
+    assert not any(s in found[0].text for s in stop)
+    if found[0].finish_reason == "stop_string":
+        whole = story.tokenizer.decode(found[0].ids)
+        assert any(whole.startswith(found[0].text + s) for s in stop)
+
+
+def test_a_stop_string_that_begins_in_the_prompt_ends_the_search_and_stays(story: Any) -> None:
+    pieces, stream = collect()
+    found = story.beam_search("Once upon a time", beams=1, max_new_tokens=60, stop="time, t", stream=stream)
+    assert found[0].finish_reason == "stop_string"
+    assert found[0].text.startswith(", t")
+    assert "".join(pieces) == found[0].text == story.tokenizer.decode(found[0].ids)
+
+
+def test_of_several_searches_the_first_is_streamed(story: Any) -> None:
+    pieces, stream = collect()
+    found = story.beam_search_many(["One day", "The cat"], beams=3, max_new_tokens=20, stream=stream)
+    assert "".join(pieces) == found[0][0].text != found[1][0].text
