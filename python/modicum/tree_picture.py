@@ -73,6 +73,8 @@ def _label(tree: SearchTree, run: Run) -> str:
         before = tree.path(int(tree.parents[run.nodes[0]]))
         whole = tree.tokenizer.decode(tree.path(run.nodes[-1]))
         text = whole[len(tree.tokenizer.decode(before)) :]
+        if not text and run.nodes[-1] != 0:  # a special token, the end perhaps, or part of a character
+            text = tree.tokenizer.token_of(int(tree.tokens[run.nodes[-1]])) or ""
     text = _printable(text.replace("\n", "⏎"))
     if run.nodes[0] == 0 and not text:
         return "prompt"
