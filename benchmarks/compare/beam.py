@@ -5,7 +5,8 @@
 A measurement is a whole call, from a prompt of random tokens to exactly N more; no token ends it. The
 checkpoints have the shapes of real models and random bf16 weights: what hypotheses share is not what a real
 model's share. "transformers shared" is what an expert writes: the prompt is read once and its cache repeated
-for every beam, then `generate` goes on from there.
+for every beam, then `generate` goes on from there. "transformers tree" is the same transformers model
+searched by modicum's engine (`mo.search.from_transformers`).
 
 Each contestant has its own process with the same number of threads. Those of a row are loaded together, and
 their answers checked: in f32 equal tokens, or, as margins of random weights are tiny, equal scores; in fewer

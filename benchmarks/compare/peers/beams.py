@@ -140,6 +140,10 @@ def _shared(cell: Cell) -> float | None:
     return 2.0 if cell.beams >= 16 and cell.prompt >= 2048 else 1.0
 
 
+def _stock(cell: Cell) -> float | None:
+    return 3.0 if cell.prompt >= 2048 and cell.beams >= 4 and cell.shape in _MEASURED else None
+
+
 _SMOLLM, _QWEN = _MEASURED = ("smollm2-135m", "qwen2.5-0.5b")
 _INT8 = ("modicum int8", "modicum int8 channel")
 _OPENVINO, _CTRANSLATE2 = "OpenVINO GenAI int8", "CTranslate2 int8"
@@ -174,9 +178,16 @@ ROWS = {
         ),
         Row(
             "f32",
-            ("modicum f32", "transformers f32", "transformers f32 shared", "CTranslate2 float32"),
+            (
+                "modicum f32",
+                "transformers f32",
+                "transformers f32 shared",
+                "transformers f32 tree",
+                "CTranslate2 float32",
+            ),
             (
                 *_transformers("f32", _F32_TARGETS),
+                Pair("from_transformers × stock", ("transformers f32 tree",), "transformers f32", _stock),
                 Pair("× CTranslate2", ("modicum f32",), "CTranslate2 float32"),
             ),
             ("transformers f32", "modicum f32"),

@@ -139,6 +139,7 @@ CONTESTANTS = [
     Contestant("transformers", "f32", "transformers_engine", ("beam",)),
     Contestant("transformers", "f32 shared", "transformers_engine", ("beam",)),
     Contestant("transformers", "bf16 shared", "transformers_engine", ("beam",)),
+    Contestant("transformers", "f32 tree", "transformers_engine", ("beam",)),
     Contestant("CTranslate2", "float32", "ctranslate2_engine", ("beam",)),
 ]
 

@@ -106,9 +106,25 @@ class SharedPrefill(Transformers):
         return super().beam_search(prompt, beams, count, past)
 
 
+class Tree(Transformers):
+    """Beam search by modicum's engine over the transformers model: `mo.search.from_transformers`."""
+
+    def __init__(self, folder: Path, threads: int, dtype: torch.dtype) -> None:
+        super().__init__(folder, threads, dtype)
+        import modicum as mo
+
+        self.searcher = mo.search.from_transformers(self.model)
+
+    def beam_search(self, prompt: Sequence[int], beams: int, count: int, past: Any = None) -> list[int]:
+        found = self.searcher.beam_search(
+            prompt, beams=beams, max_new_tokens=count, min_new_tokens=count, stop_ids=[]
+        )
+        return found[0].ids
+
+
 def prepare(setup: Setup, format: str) -> Callable[[], Engine]:
-    """ "f32", "bf16"; "f32 shared", "bf16 shared": beams begin from one prefill."""
-    name, _, shared = format.partition(" ")
+    """ "f32", "bf16"; "… shared": beams begin from one prefill; "… tree": modicum's engine searches."""
+    name, _, way = format.partition(" ")
     dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[name]
-    engine = SharedPrefill if shared else Transformers
+    engine = {"": Transformers, "shared": SharedPrefill, "tree": Tree}[way]
     return lambda: engine(setup.checkpoint, setup.threads, dtype)
