@@ -21,7 +21,7 @@ using ops::kKeyTile;
 struct V {
   using F = __m512;
   static constexpr std::size_t width = 16;
-  static constexpr int rows = 4;
+  static constexpr int rows = 6;
   static F zero() { return _mm512_setzero_ps(); }
   static F set1(float x) { return _mm512_set1_ps(x); }
   static F load(const float* p) { return _mm512_loadu_ps(p); }
