@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from modicum import _core, tree_picture
 from modicum._core import BeamStats, Branch, Constraint, InvalidArgument, Tokenizer
+from modicum.constraints import as_constraint
 
 EarlyStopping = bool | Literal["never"]
 Progress = Callable[[str, int, int], object]
@@ -122,6 +123,21 @@ _CONVERTED: dict[str, tuple[Callable[[Any], Any], str]] = {
     "suppress": (_ids, "token ids"),
     "begin_suppress": (_ids, "token ids"),
 }
+
+
+def settings_of(
+    options: Any, *, stop_ids: Sequence[int] = (), logits: bool = True, **more: Any
+) -> tuple[_core.BeamOptions, dict[str, Any]]:
+    """The engine's options, and those of `options` that are no plain values."""
+    given = {**options, **more}
+    rest = {name: given.pop(name, None) for name in ("constraint", "progress", "stream")}
+    for name in ("progress", "stream"):
+        if rest[name] is not None and not callable(rest[name]):
+            raise InvalidArgument(f"[beam] {name}: expected a function, got {rest[name]!r}")
+    rest["constraint"] = as_constraint(rest["constraint"])
+    settings = make_options(given, stop_ids)
+    settings.scores = _core.ModelScores.logits if logits else _core.ModelScores.log_probabilities
+    return settings, rest
 
 
 @dataclass(frozen=True)
@@ -316,6 +332,14 @@ class TextStream:
         if piece:
             self._told = len(text)
             self._stream(piece)
+
+
+def text_stream(stream: Any, tokenizer: Tokenizer | None, settings: _core.BeamOptions) -> TextStream | None:
+    if stream is None:
+        return None
+    if tokenizer is None:
+        raise InvalidArgument("[beam] stream: expected a tokenizer with it, got none")
+    return TextStream(stream, tokenizer, settings.stop)
 
 
 __all__ = ["BeamResult", "BeamStats", "Constraint", "EarlyStopping", "Hypothesis", "Progress", "SearchTree"]

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from modicum import _core, search
+from modicum import _core
 from modicum._core import Branch, InvalidArgument, IoError, ModelConfig, Tokenizer
-from modicum.beam import BeamResult, make_result
+from modicum.beam import BeamResult, make_result, settings_of, text_stream
 from modicum.chat import ChatTemplate, Message
 
 if TYPE_CHECKING:
@@ -246,9 +246,9 @@ class Model:
                 "[beam_search] max_kv_bytes: expected 0 with start, which has a tree already"
             )
         stop_ids = self._stop_ids(None)
-        settings, rest = search._settings(options, stop_ids=stop_ids, keep_states=keep_states)
+        settings, rest = settings_of(options, stop_ids=stop_ids, keep_states=keep_states)
         tokenizer = self.tokenizer if self._has_tokenizer() else None
-        stream = search._stream(rest["stream"], tokenizer, settings)
+        stream = text_stream(rest["stream"], tokenizer, settings)
         found = _core.beam(
             start if start is not None else self.tree(max_kv_bytes=max_kv_bytes),
             [self._ids(prompt) for prompt in prompts],

@@ -16,9 +16,9 @@ import numpy.typing as npt
 
 from modicum import _core
 from modicum._core import Constraint, InvalidArgument, Tokenizer
-from modicum.beam import BeamResult, Hypothesis, SearchTree, TextStream, make_options, make_result
+from modicum.beam import BeamResult, Hypothesis, SearchTree, make_result, settings_of, text_stream
 from modicum.choose import Choice, Chooser
-from modicum.constraints import Automaton, ConstraintLike, Grammar, all_of, as_constraint, phrases
+from modicum.constraints import Automaton, ConstraintLike, Grammar, all_of, phrases
 from modicum.lexicon import Lexicon
 
 if TYPE_CHECKING:
@@ -84,8 +84,8 @@ def beam(
     ids = [int(i) for i in prompt_ids]
     if not ids:
         raise InvalidArgument("[beam] prompt_ids: expected at least one token, got none")
-    settings, rest = _settings(options, logits=logits)
-    stream = _stream(rest["stream"], tokenizer, settings)
+    settings, rest = settings_of(options, logits=logits)
+    stream = text_stream(rest["stream"], tokenizer, settings)
     start = _scores(step(None, np.asarray(ids, dtype=np.int64)))
     if start.ndim == 2 and start.shape[0] == 1:
         start = start[0]
@@ -165,29 +165,6 @@ class TransformersModel:
 
     def __repr__(self) -> str:
         return f"<modicum.search.TransformersModel, {self.tier}>"
-
-
-def _settings(
-    options: Any, *, stop_ids: Sequence[int] = (), logits: bool = True, **more: Any
-) -> tuple[_core.BeamOptions, dict[str, Any]]:
-    """The engine's options, and those of `options` that are no plain values."""
-    given = {**options, **more}
-    rest = {name: given.pop(name, None) for name in ("constraint", "progress", "stream")}
-    for name in ("progress", "stream"):
-        if rest[name] is not None and not callable(rest[name]):
-            raise InvalidArgument(f"[beam] {name}: expected a function, got {rest[name]!r}")
-    rest["constraint"] = as_constraint(rest["constraint"])
-    settings = make_options(given, stop_ids)
-    settings.scores = _core.ModelScores.logits if logits else _core.ModelScores.log_probabilities
-    return settings, rest
-
-
-def _stream(stream: Any, tokenizer: Tokenizer | None, settings: _core.BeamOptions) -> TextStream | None:
-    if stream is None:
-        return None
-    if tokenizer is None:
-        raise InvalidArgument("[beam] stream: expected a tokenizer with it, got none")
-    return TextStream(stream, tokenizer, settings.stop)
 
 
 def _scores(found: Any) -> npt.NDArray[np.float32]:
