@@ -199,3 +199,43 @@ def test_a_build_stops_when_asked_to_and_lets_other_threads_run(model: mo.Model)
 def test_a_lexicon_may_be_built_while_another_is_used(model: mo.Model) -> None:
     lexicons = [Lexicon.build(model, CITIES, threads=threads) for threads in (1, 2, 3)]
     assert len({tuple(map(tuple, ([x.ids(i) for i in range(len(x))]))) for x in lexicons}) == 1
+
+
+@pytest.mark.parametrize("mode", ["transformers", "native"])
+@pytest.mark.parametrize("beams", [1, 3, 16])
+def test_a_search_within_a_lexicon_writes_entries_alone(mode: str, beams: int) -> None:
+    random = np.random.default_rng(0)
+    entries = {tuple(random.integers(5, 400, random.integers(1, 6)).tolist()) for _ in range(20_000)}
+    lexicon = mo.search.Lexicon.from_ids([list(e) for e in entries])
+
+    def step(parents: np.ndarray | None, tokens: np.ndarray) -> np.ndarray:
+        rows = np.random.default_rng(int(tokens.sum())).normal(
+            size=(1 if parents is None else len(tokens), 400)
+        )
+        return rows.astype(np.float32)
+
+    for prompt in range(5):
+        for stop_ids in ([], [1, 2]):
+            found = mo.search.beam(
+                step,
+                [prompt],
+                beams=beams,
+                num_return=beams,
+                logits=True,
+                mode=mode,
+                constraint=lexicon,
+                stop_ids=stop_ids,
+                max_new_tokens=8,
+            )
+            assert all(tuple(i for i in h.ids if i not in stop_ids) in entries for h in found)
+            assert all((h.ids[-1] in stop_ids) == bool(stop_ids) for h in found)
+
+
+def test_a_lexicon_of_another_tokenizer_is_refused_by_the_search(demo: Path, data: Path) -> None:
+    model = mo.load(demo / "model")
+    other = mo.Tokenizer(data / "tokenizers" / "gpt2")
+    lexicon = mo.search.Lexicon.build(other, ["Paris", "Lima"])
+    with pytest.raises(mo.FingerprintMismatch, match="tokenizer"):
+        model.beam_search("In", constraint=lexicon, stop_ids=[])
+    with pytest.raises(mo.FingerprintMismatch, match="tokenizer"):
+        model.beam_search("In", constraint=mo.search.all_of(lexicon, lambda _: None), stop_ids=[])
