@@ -25,6 +25,7 @@ from modicum.command import (
     load,
     positive,
     print_report,
+    read_text,
     sampling,
 )
 from modicum.progress import reporter
@@ -264,7 +265,10 @@ def _beam_results(
     )
     if arguments.tree:
         tree = found.tree.to_dot() if arguments.tree.endswith(".dot") else found.tree.to_svg()
-        Path(arguments.tree).write_text(tree, "utf-8")
+        try:
+            Path(arguments.tree).write_text(tree, "utf-8")
+        except OSError as error:
+            raise mo.IoError(f"[generate] {arguments.tree}: {error.strerror}") from None
     return [{"text": h.text, "ids": h.ids, "score": h.score, "finish_reason": h.finish_reason} for h in found]
 
 
@@ -276,7 +280,7 @@ def _is_search(arguments: argparse.Namespace) -> bool:
 def _constraint(model: mo.Model, arguments: argparse.Namespace) -> mo.search.ConstraintLike | None:
     parts: list[mo.search.ConstraintLike] = []
     if arguments.json_schema:
-        parts.append(mo.search.Grammar.json(model, Path(arguments.json_schema).read_text("utf-8")))
+        parts.append(mo.search.Grammar.json(model, read_text(arguments.json_schema)))
     if arguments.ban or arguments.require:
         parts.append(mo.search.phrases(model, banned=arguments.ban, required=arguments.require))
     return mo.search.all_of(*parts) if len(parts) > 1 else parts[0] if parts else None
@@ -299,7 +303,7 @@ def _results_as_text(report: dict[str, Any], arguments: argparse.Namespace) -> s
 
 
 def run_choose(arguments: argparse.Namespace) -> None:
-    lines = Path(arguments.labels).read_text("utf-8").splitlines()
+    lines = read_text(arguments.labels).splitlines()
     model = load(arguments)
     chooser = mo.search.Chooser(
         model,
@@ -310,7 +314,7 @@ def run_choose(arguments: argparse.Namespace) -> None:
         calibrate=not arguments.no_calibrate,
     )
     if arguments.examples:
-        pairs = [line.rsplit("\t", 1) for line in Path(arguments.examples).read_text("utf-8").splitlines()]
+        pairs = [line.rsplit("\t", 1) for line in read_text(arguments.examples).splitlines()]
         if not all(len(pair) == 2 for pair in pairs):
             raise mo.InvalidArgument(
                 f"[choose] {arguments.examples}: expected a tab before the label of each line"

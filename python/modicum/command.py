@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import modicum as mo
@@ -44,6 +45,16 @@ def add_sampling_options(parser: argparse.ArgumentParser, max_new_tokens: int) -
 def add_beam_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--beams", type=positive, default=1, metavar="B", help="beam search with B beams")
     parser.add_argument("--length-penalty", type=float, default=1.0, metavar="L")
+
+
+def read_text(path: str) -> str:
+    """The text of a file that a user named. Raises IoError where it cannot be read or is no UTF-8."""
+    try:
+        return Path(path).read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise mo.IoError(f"[read] {path}: expected UTF-8, got another byte at {error.start}") from None
+    except OSError as error:
+        raise mo.IoError(f"[read] {path}: {error.strerror}") from None
 
 
 def facts_as_text(facts: dict[str, Any]) -> str:

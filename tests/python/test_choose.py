@@ -102,5 +102,16 @@ def test_the_command_prints_a_label_and_its_probability(
     assert set(report["results"][0]["probabilities"]) == set(LABELS)
     assert main(command) == 0
     assert report["results"][0]["label"] in capsys.readouterr().out
+    examples = tmp_path / "examples.tsv"
+    examples.write_text("A card costs 12 crowns.\tfees\nIt opens at nine.\topening hours\n")
+    assert main([*command, "--examples", str(examples), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["temperature"] != 1
+    examples.write_text("no tab\n")
+    assert main([*command, "--examples", str(examples)]) == 1
     labels.write_text("only one\n")
     assert main(command) == 1
+    labels.write_bytes(b"caf\xe9\n")
+    assert main(command) == 1
+    labels.unlink()
+    assert main(command) == 1
+    assert all(line.startswith("modicum: [") for line in capsys.readouterr().err.splitlines())
