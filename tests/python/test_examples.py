@@ -18,3 +18,17 @@ def test_the_year_of_a_knowledge_cache(demo: Path, capsys: pytest.CaptureFixture
     assert "replaced ['fees.md'], added ['parking.md']" in out
     assert "The documents do not say." in out
     assert "difference 0.0" in out
+
+
+def test_what_a_beam_search_can_be_asked_for(
+    demo: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["beams.py"])
+    runpy.run_path(str(EXAMPLES / "beams.py"), run_name="__main__")
+    out = capsys.readouterr().out
+    assert "'the reading room'" in out
+    rules = out.split("Without “reading”, with “library”:")[1].split("Labels:")[0]
+    assert "library" in rules and "reading" not in rules
+    assert "[[1, 2, 0, 1, 2], [1, 2, 0, 2, 0]]" in out
+    assert (tmp_path / "beams.svg").read_text("utf-8").startswith("<svg")
