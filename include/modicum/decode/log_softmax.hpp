@@ -14,19 +14,16 @@
 
 namespace modicum {
 
-namespace detail {
-
-/// At and below it, `exp_clamped` gives 0: 2^-127 has all bits zero when it is made by a shift.
-inline constexpr float kLowestExponent = -88.0f;
-
-/// exp(x) in f32 for -88 <= x <= 0, within 2 units in the last place; 0 below -87.7. NaN stays NaN. Without a
-/// branch, so that a loop over it becomes vector code on every instruction set.
+/// exp(x) in f32 for x <= 0, within 2 units in the last place; 0 below -87.7, where the result would be
+/// denormal. NaN stays NaN.
 /// Method: Cephes expf, i.e. x = n ln 2 + r with |r| <= ln 2 / 2 and a polynomial for e^r.
-inline float exp_clamped(float x) noexcept {
+inline float exp_nonpositive(float x) noexcept {
+  constexpr float kLowest = -88.0f;  // there and below, 2^-127 has all bits zero when it is made by a shift
   constexpr float kLog2E = 1.44269504088896341f;
   constexpr float kLn2High = 0.693359375f;
   constexpr float kLn2Low = -2.12194440e-4f;
   constexpr float kRound = 12582912.0f;  // 1.5 · 2^23: adding it leaves the rounded n in the low bits
+  x = x < kLowest ? kLowest : x;
   const float shifted = x * kLog2E + kRound;
   const float n = shifted - kRound;
   const float r = (x - n * kLn2High) - n * kLn2Low;
@@ -38,14 +35,6 @@ inline float exp_clamped(float x) noexcept {
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
   return p * std::bit_cast<float>((std::bit_cast<std::uint32_t>(shifted) << 23) + 0x3f800000u);
-}
-
-}  // namespace detail
-
-/// exp(x) in f32 for x <= 0, within 2 units in the last place; 0 below -87.7, where the result would be
-/// denormal.
-inline float exp_nonpositive(float x) noexcept {
-  return detail::exp_clamped(x < detail::kLowestExponent ? detail::kLowestExponent : x);
 }
 
 using ops::exp_sum;
