@@ -29,19 +29,23 @@ class Pair:
     tokenizer: Any = None
 
     def hf_generate(self, prompt: Sequence[int], stop_ids: Sequence[int], **options: Any) -> Any:
-        """transformers' output with scores and logits; `sequences` holds the prompt too."""
-        ids = torch.tensor([list(prompt)])
-        return self.theirs.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            eos_token_id=list(stop_ids) or None,
-            pad_token_id=0,
-            do_sample=False,
-            return_dict_in_generate=True,
-            output_scores=True,
-            output_logits=True,
-            **options,
-        )
+        return hf_generate(self.theirs, prompt, stop_ids, **options)
+
+
+def hf_generate(model: Any, prompt: Sequence[int], stop_ids: Sequence[int], **options: Any) -> Any:
+    """transformers' output with scores and logits; `sequences` holds the prompt too."""
+    ids = torch.tensor([list(prompt)])
+    return model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        eos_token_id=list(stop_ids) or None,
+        pad_token_id=0,
+        do_sample=False,
+        return_dict_in_generate=True,
+        output_scores=True,
+        output_logits=True,
+        **options,
+    )
 
 
 def cut(ids: Sequence[int], stop_ids: Sequence[int]) -> list[int]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import modicum as mo
@@ -11,6 +12,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
+
+from parity import hf_generate  # noqa: E402
 
 PROMPT = [5, 9, 40, 3, 17]
 
@@ -30,16 +33,8 @@ def llama(**changes: Any) -> Any:
     return transformers.LlamaForCausalLM(config).eval()
 
 
-def generated(model: Any, **options: Any) -> list[tuple[list[int], float]]:
-    found = model.generate(
-        torch.tensor([PROMPT]),
-        attention_mask=torch.ones(1, len(PROMPT), dtype=torch.long),
-        do_sample=False,
-        pad_token_id=0,
-        return_dict_in_generate=True,
-        output_scores=True,
-        **options,
-    )
+def generated(model: Any, stop_ids: Sequence[int] = (), **options: Any) -> list[tuple[list[int], float]]:
+    found = hf_generate(model, PROMPT, stop_ids, **options)
     return list(zip(found.sequences[:, len(PROMPT) :].tolist(), found.sequences_scores.tolist(), strict=True))
 
 
@@ -57,9 +52,7 @@ def test_hypotheses_are_those_of_generate(options: dict[str, Any]) -> None:
     searcher = mo.search.from_transformers(model)
     assert searcher.tier == "tree" and searcher.notes == []
     ours = searcher.beam_search(PROMPT, beams=5, num_return=5, max_new_tokens=12, stop_ids=[], **options)
-    theirs = generated(
-        model, num_beams=5, num_return_sequences=5, max_new_tokens=12, eos_token_id=None, **options
-    )
+    theirs = generated(model, num_beams=5, num_return_sequences=5, max_new_tokens=12, **options)
     assert [h.ids for h in ours] == [ids for ids, _ in theirs]
     assert [h.score for h in ours] == pytest.approx([score for _, score in theirs], abs=1e-4)
 
@@ -70,7 +63,7 @@ def test_the_models_own_end_tokens_are_the_default() -> None:
     model.generation_config.eos_token_id = [free[0].ids[3], 95]
     found = mo.search.from_transformers(model).beam_search(PROMPT, beams=3, max_new_tokens=8)
     assert any(h.finish_reason == "stop_token" for h in found)
-    theirs = generated(model, num_beams=3, max_new_tokens=8, eos_token_id=[free[0].ids[3], 95])
+    theirs = generated(model, num_beams=3, max_new_tokens=8, stop_ids=[free[0].ids[3], 95])
     assert found[0].ids == theirs[0][0][: len(found[0].ids)]
 
 
@@ -91,7 +84,7 @@ def test_an_architecture_that_does_not_allow_a_tree_says_so() -> None:
         searcher = mo.search.from_transformers(model)
     assert searcher.tier == "batch" and searcher.notes and told
     ours = searcher.beam_search(PROMPT, beams=3, max_new_tokens=6, stop_ids=[])
-    assert ours[0].ids == generated(model, num_beams=3, max_new_tokens=6, eos_token_id=None)[0][0]
+    assert ours[0].ids == generated(model, num_beams=3, max_new_tokens=6)[0][0]
 
 
 def test_what_the_model_raises_passes_through_and_the_next_search_works() -> None:

@@ -20,6 +20,7 @@ hypothesis = pytest.importorskip("hypothesis")
 from hypothesis import strategies as st  # noqa: E402
 from modicum._transformers_tree import check_attention  # noqa: E402
 from modicum.transformers_step import TransformersStep  # noqa: E402
+from parity import cut, hf_generate  # noqa: E402
 
 torch.set_num_threads(1)  # models this small only wait for the others
 
@@ -320,24 +321,12 @@ def beam_search(
 def generate(
     hf_model: Any, beams: int, new_tokens: int, stops: Sequence[int]
 ) -> list[tuple[list[int], float]]:
-    ids = torch.tensor([PROMPT])
-    out = hf_model.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        do_sample=False,
-        num_beams=beams,
-        num_return_sequences=beams,
-        max_new_tokens=new_tokens,
-        eos_token_id=list(stops) or None,
-        pad_token_id=0,
-        return_dict_in_generate=True,
-        output_scores=True,
+    out = hf_generate(
+        hf_model, PROMPT, stops, num_beams=beams, num_return_sequences=beams, max_new_tokens=new_tokens
     )
-    found = []
-    for i, row in enumerate(out.sequences[:, len(PROMPT) :].tolist()):
-        end = next((k + 1 for k, token in enumerate(row) if token in stops), len(row))
-        found.append((row[:end], float(out.sequences_scores[i]) if beams > 1 else None))
-    return found
+    found = out.sequences[:, len(PROMPT) :].tolist()
+    scores = out.sequences_scores.tolist() if beams > 1 else [None]
+    return [(cut(ids, stops), score) for ids, score in zip(found, scores, strict=True)]
 
 
 @pytest.mark.parametrize("kind", TIERS)
