@@ -7,7 +7,7 @@ import numpy
 import numpy.typing
 import os
 import typing
-__all__: list[str] = ['ABSTAIN_BELOW', 'AllOf', 'Answer', 'BeamHypothesis', 'BeamMode', 'BeamOptions', 'BeamResult', 'BeamStats', 'Branch', 'BuildOptions', 'Cancelled', 'Citation', 'Constraint', 'ContextOverflow', 'Corrupt', 'Cost', 'DeviceError', 'Document', 'EarlyStopping', 'Error', 'Expected', 'FingerprintMismatch', 'FormatError', 'GenerateResult', 'InvalidArgument', 'IoError', 'Knowledge', 'Lexicon', 'MachineLimits', 'Model', 'ModelConfig', 'ModelScores', 'OutOfMemory', 'PhraseConstraint', 'PythonConstraint', 'SequenceBias', 'Session', 'StreamDecoder', 'Tokenizer', 'Unsupported', 'WhenFull', 'active_isa', 'adopt_knowledge', 'beam', 'beam_over', 'build_knowledge', 'extend', 'generate', 'inspect_knowledge', 'lexicon_of_ids', 'lexicon_of_texts', 'logits', 'machine_limits', 'open_lexicon', 'plan_knowledge', 'quantize', 'read_bandwidth', 'round_rows', 'shared_prompt_ids', 'supported_isas', 'update_knowledge', 'verify_knowledge', 'warp']
+__all__: list[str] = ['ABSTAIN_BELOW', 'AllOf', 'Answer', 'BeamHypothesis', 'BeamMode', 'BeamOptions', 'BeamResult', 'BeamStats', 'Branch', 'BuildOptions', 'Cancelled', 'Citation', 'Constraint', 'ContextOverflow', 'Corrupt', 'Cost', 'DeviceError', 'Document', 'EarlyStopping', 'Error', 'Expected', 'FingerprintMismatch', 'FormatError', 'GenerateResult', 'InvalidArgument', 'IoError', 'Knowledge', 'Lexicon', 'MachineLimits', 'Model', 'ModelConfig', 'ModelScores', 'OutOfMemory', 'PhraseConstraint', 'PythonConstraint', 'SequenceBias', 'Session', 'StreamDecoder', 'TextStream', 'Tokenizer', 'Unsupported', 'WhenFull', 'active_isa', 'adopt_knowledge', 'beam', 'beam_over', 'build_knowledge', 'extend', 'generate', 'inspect_knowledge', 'lexicon_of_ids', 'lexicon_of_texts', 'logits', 'machine_limits', 'open_lexicon', 'plan_knowledge', 'quantize', 'read_bandwidth', 'round_rows', 'shared_prompt_ids', 'supported_isas', 'update_knowledge', 'verify_knowledge', 'warp']
 class Error(Exception):
     """
     Root of everything that modicum raises.
@@ -285,6 +285,20 @@ class GenerateResult:
     @property
     def text(self) -> str:
         ...
+class TextStream:
+    """
+    The text of a growing answer, whole characters, up to a stop string.
+    """
+    def __init__(self, tokenizer: Tokenizer, stop: collections.abc.Sequence[str]) -> None:
+        ...
+    def finish(self) -> str:
+        """
+        The rest, when no token follows.
+        """
+    def push(self, id: typing.SupportsInt | typing.SupportsIndex) -> str:
+        """
+        The text that became certain with this token.
+        """
 class Constraint:
     """
     Which texts a search may write; made by modicum.search.
@@ -644,9 +658,6 @@ class BeamStats:
 class BeamResult:
     @property
     def hypotheses(self) -> list[BeamHypothesis]:
-        ...
-    @property
-    def kv_tokens(self) -> int:
         ...
     @property
     def log_probabilities(self) -> numpy.typing.NDArray[numpy.float32]:

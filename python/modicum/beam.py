@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -165,7 +166,7 @@ class Hypothesis:
     def __str__(self) -> str:
         return self.text
 
-    @property
+    @functools.cached_property
     def branch(self) -> Branch:
         """The leaf that has read the prompt and all of `ids`: search, generate or ask on from here.
 
@@ -274,14 +275,15 @@ def _make_tree(
     found: _core.BeamResult, tokenizer: Tokenizer | None
 ) -> tuple[SearchTree, npt.NDArray[np.int64]]:
     """The tree without beams that are none (see `mode`), and the new place of each node."""
-    real = found.scores > -5e8
+    scores = found.scores
+    real = scores > -5e8
     place = np.cumsum(real) - 1
     hypotheses = [int(place[h.node]) for h in found.hypotheses]
     tree = SearchTree(
         found.tokens[real],
         place[found.parents[real]],
         found.log_probabilities[real],
-        found.scores[real],
+        scores[real],
         hypotheses,
         tokenizer,
     )
@@ -291,19 +293,8 @@ def _make_tree(
 def _text(ids: Sequence[int], tokenizer: Tokenizer | None, stop: Sequence[str]) -> str:
     if tokenizer is None:
         return ""
-    text = tokenizer.decode(list(ids))
-    return text[: _first(stop, text)]
-
-
-def _first(stop: Sequence[str], text: str) -> int:
-    """Where the first stop string begins; the text's length where there is none."""
-    return min([at for s in stop if (at := text.find(s)) >= 0], default=len(text))
-
-
-def _may_begin(stop: Sequence[str], text: str) -> int:
-    """Where an end of the text may yet become a stop string; the text's length where none may."""
-    ends = (len(text) - n for s in stop for n in range(1, len(s)) if text.endswith(s[:n]))
-    return min(ends, default=len(text))
+    text = _core.TextStream(tokenizer, stop)
+    return "".join(text.push(i) for i in ids) + text.finish()
 
 
 class TextStream:
@@ -311,26 +302,21 @@ class TextStream:
 
     def __init__(self, stream: Callable[[str], object], tokenizer: Tokenizer, stop: Sequence[str]) -> None:
         self._stream = stream
-        self._decoder = _core.StreamDecoder(tokenizer)
-        self._stop = stop
-        self._text = ""
-        self._told = 0
+        self._text = _core.TextStream(tokenizer, stop)
+        self._told = ""
 
     def __call__(self, ids: Sequence[int]) -> None:
         """Takes tokens that no later step can change."""
-        self._text += "".join(self._decoder.push(i) for i in ids)
-        self._tell(self._text[: min(_first(self._stop, self._text), _may_begin(self._stop, self._text))])
+        self._tell("".join(self._text.push(i) for i in ids))
 
     def finish(self, text: str) -> None:
         """Takes the best hypothesis's text."""
-        if text.startswith(self._text[: self._told]):
-            self._tell(text)
+        if text.startswith(self._told):
+            self._tell(text[len(self._told) :])
 
-    def _tell(self, text: str) -> None:
-        """Hands on what `text`, all that is certain by now, has beyond what was handed on."""
-        piece = text[self._told :]
+    def _tell(self, piece: str) -> None:
         if piece:
-            self._told = len(text)
+            self._told += piece
             self._stream(piece)
 
 

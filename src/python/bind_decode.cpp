@@ -77,6 +77,15 @@ void bind_decode(py::module_& m) {
       .def_property_readonly("finish_reason",
                              [](const PyGenerateResult& r) { return name(r.finish_reason); });
 
+  py::class_<TextStream>(m, "TextStream",
+                         "The text of a growing answer, whole characters, up to a stop string.")
+      .def(py::init([](const Tokenizer& tokenizer, std::vector<std::string> stop) {
+             return TextStream(&tokenizer, std::move(stop));
+           }),
+           py::arg("tokenizer"), py::arg("stop"))
+      .def("push", &TextStream::push, py::arg("id"), "The text that became certain with this token.")
+      .def("finish", &TextStream::finish, "The rest, when no token follows.");
+
   m.def("warp", &warped, py::arg("logits"), py::kw_only(), py::arg("temperature"), py::arg("top_k"),
         py::arg("top_p"), py::arg("min_p"));
   m.def(
