@@ -159,7 +159,7 @@ class TransformersModel:
         if options.get("stop_ids") is None:
             options["stop_ids"] = self._stop_ids
         try:
-            return beam(self.step, prompt_ids, logits=True, tokenizer=tokenizer, **options)
+            return beam(self.step, prompt_ids, logits=self.step.gives_logits, tokenizer=tokenizer, **options)
         finally:
             self.step.reset()
 

@@ -71,7 +71,6 @@ struct PyBeamResult {
   SearchTree tree;
   BeamStats stats;
   std::vector<PyBranch> states;
-  std::size_t kv_tokens = 0;  ///< rows that the tree held before the search
 };
 
 BeamHooks hooks_of(const Constraint* constraint, const Tokenizer* tokenizer, Progress progress,
@@ -122,7 +121,6 @@ std::vector<PyBeamResult> beam_from(const PyBranch& from, const std::vector<Ids>
   from.model.transformer().logits(leaves, logits);
   std::vector<Ids> seen;
   for (const Branch& leaf : leaves) seen.push_back(leaf.tokens());
-  const std::size_t before = from.tree.rows_in_use();
   std::vector<BeamStart<Branch>> starts;
   for (std::size_t i = 0; i < leaves.size(); ++i) {
     starts.push_back({std::move(leaves[i]), std::span(logits).subspan(i * vocabulary, vocabulary), seen[i]});
@@ -130,7 +128,7 @@ std::vector<PyBeamResult> beam_from(const PyBranch& from, const std::vector<Ids>
   TreeStepModel model(from.model.transformer(), from.tree);
   std::vector<PyBeamResult> results;
   for (auto& found : beam_many(model, std::move(starts), options, hooks)) {
-    PyBeamResult result{std::move(found.hypotheses), std::move(found.tree), found.stats, {}, before};
+    PyBeamResult result{std::move(found.hypotheses), std::move(found.tree), found.stats, {}};
     for (Branch& state : found.states) result.states.push_back({from.model, from.tree, std::move(state)});
     results.push_back(std::move(result));
   }
@@ -146,7 +144,7 @@ PyBeamResult beam_over(const py::object& step, const FloatArray& start_scores, c
       hooks_of(constraint.get(), tokenizer ? &*tokenizer : nullptr, python_progress(progress), on_stable);
   CallbackModel model(step, vocabulary);
   auto found = beam(model, 0, std::span(start_scores.data(), vocabulary), prompt, options, hooks);
-  return {std::move(found.hypotheses), std::move(found.tree), found.stats, {}, 0};
+  return {std::move(found.hypotheses), std::move(found.tree), found.stats, {}};
 }
 
 void bind_options(py::module_& m) {
@@ -215,7 +213,6 @@ void bind_results(py::module_& m) {
       .def_readonly("hypotheses", &PyBeamResult::hypotheses)
       .def_readonly("stats", &PyBeamResult::stats)
       .def_readonly("states", &PyBeamResult::states)
-      .def_readonly("kv_tokens", &PyBeamResult::kv_tokens)
       .def_property_readonly("tokens",
                              [](const PyBeamResult& r) {
                                return node_column(r.tree, [](const SearchNode& n) { return n.token; });

@@ -27,7 +27,6 @@ BeamGroup::BeamGroup(const BeamOptions& options, const BeamHooks& hooks, std::sp
       prompt_(prompt),
       vocabulary_(vocabulary),
       width_(width),
-      is_single_(options.beams == 1 && required() == 0),
       processors_(options, vocabulary),
       random_(seed),
       sequence_(prompt.begin(), prompt.end()) {
@@ -248,8 +247,7 @@ void BeamGroup::finish(const Step& step, std::vector<Candidate>& candidates) {
                                                               .score = score,
                                                               .reason = *candidate.end,
                                                               .is_real = is_real(c.score),
-                                                              .parent_row = beams_[c.beam].row,
-                                                              .length = length_ + 1});
+                                                              .parent_row = beams_[c.beam].row});
   }
   const std::size_t wanted = std::min(options_.num_return, options_.beams / options_.groups);
   finished_.resize(std::min(finished_.size(), std::max(width_, wanted)));

@@ -140,7 +140,7 @@ class BeamSearch {
     }
   }
 
-  /// Gives up the worst beam of the search that has most. False where every one has one left.
+  /// Gives up the worst beam of every search that has another. False where none has.
   bool narrow(std::vector<Step<State>>& steps) {
     bool narrowed = false;
     for (PromptSearch& search : searches_) narrowed |= search.narrow();

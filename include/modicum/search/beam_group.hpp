@@ -54,7 +54,6 @@ struct FinishedBeam {
   FinishReason reason;
   bool is_real;
   std::size_t parent_row;  ///< the row that its last token was chosen from
-  std::size_t length;      ///< tokens
 };
 
 /// The beams of one prompt that compete with each other: all of them, or a group of diverse beam search. A
@@ -108,7 +107,7 @@ class BeamGroup {
   bool is_exact() const noexcept { return options_.mode == BeamMode::transformers; }
   bool is_sampling() const noexcept { return options_.sampling.temperature > 0.0; }
   /// One beam is greedy choice or plain sampling: by logits, ending at the first stop token.
-  bool is_single() const noexcept { return is_single_; }
+  bool is_single() const { return options_.beams == 1 && required() == 0; }
   std::size_t required() const { return hooks_.constraint ? hooks_.constraint->required() : 0; }
 
   void read_row(const Step& step, const Beam& beam);
@@ -135,7 +134,6 @@ class BeamGroup {
   std::span<const TokenId> prompt_;
   std::size_t vocabulary_;
   std::size_t width_;
-  bool is_single_;
   ScoreProcessors processors_;
   Random random_;
   std::vector<Beam> beams_;  ///< best first
