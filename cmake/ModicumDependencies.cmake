@@ -5,6 +5,7 @@
 #   JSON        nlohmann-json3-dev    nlohmann-json
 #   xxHash      libxxhash-dev         none with headers
 #   PCRE2       libpcre2-dev          none with headers
+#   Eigen       libeigen3-dev         cmeel-eigen
 #   pybind11    -                     pybind11 (3.1 or newer; Debian 12 has 2.10)
 #   Catch2      catch2                -
 #   benchmark   libbenchmark-dev      -
@@ -34,6 +35,16 @@ if(NOT MODICUM_XXHASH_INCLUDE)
   set(MODICUM_XXHASH_INCLUDE ${xxhash_SOURCE_DIR})
 endif()
 target_include_directories(modicum_xxhash SYSTEM INTERFACE ${MODICUM_XXHASH_INCLUDE})
+
+include(ModicumEigen)
+if(NOT TARGET modicum::eigen)
+  FetchContent_Declare(eigen SYSTEM SOURCE_SUBDIR none
+    URL https://gitlab.com/libeigen/eigen/-/archive/3.4.0/eigen-3.4.0.tar.bz2
+    URL_HASH SHA256=b4c198460eba6f28d34894e3a5710998818515104d6e74e5cc331ce31e46e626)
+  FetchContent_MakeAvailable(eigen)
+  set(MODICUM_EIGEN_INCLUDE ${eigen_SOURCE_DIR} CACHE PATH "" FORCE)
+  include(ModicumEigen)
+endif()
 
 # A PCRE2 that is fetched is also installed beside modicum, where ModicumPcre2.cmake finds it again.
 include(ModicumPcre2)

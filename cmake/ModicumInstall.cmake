@@ -9,5 +9,5 @@ configure_package_config_file(${CMAKE_CURRENT_LIST_DIR}/modicumConfig.cmake.in m
                               INSTALL_DESTINATION ${package_dir})
 write_basic_package_version_file(modicumConfigVersion.cmake COMPATIBILITY SameMinorVersion)
 install(FILES ${CMAKE_CURRENT_BINARY_DIR}/modicumConfig.cmake ${CMAKE_CURRENT_BINARY_DIR}/modicumConfigVersion.cmake
-              ${CMAKE_CURRENT_LIST_DIR}/ModicumPcre2.cmake
+              ${CMAKE_CURRENT_LIST_DIR}/ModicumPcre2.cmake ${CMAKE_CURRENT_LIST_DIR}/ModicumEigen.cmake
         DESTINATION ${package_dir})

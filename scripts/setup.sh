@@ -49,6 +49,6 @@ need_debian() {
 need_venv() {
   [ -x .venv/bin/pip ] || step 'Making .venv' python3 -m venv .venv
   step 'Installing Python packages' .venv/bin/pip install -q 'scikit-build-core>=1.1.2' 'pybind11>=3.1.0' \
-    'nlohmann-json>=3.12' 'cmake>=3.25' ninja
+    'nlohmann-json>=3.12' 'cmeel-eigen>=3.4' 'cmake>=3.25' ninja
   PATH=$PWD/.venv/bin:$PATH
 }

@@ -15,6 +15,7 @@ from pathlib import Path
 STANDS_ON: dict[str, tuple[str, ...]] = {
     "base": (),
     "tensor": ("base",),
+    "linalg": ("tensor",),
     "io": ("tensor",),
     "text": ("tensor",),
     "ops": ("tensor",),
@@ -24,7 +25,7 @@ STANDS_ON: dict[str, tuple[str, ...]] = {
     "decode": ("model",),
     "search": ("decode",),
     "cag": ("decode",),
-    "retrofit": ("model",),
+    "retrofit": ("model", "linalg"),
     "python": ("search", "cag", "retrofit"),
 }
 # The kernels are the inside of ops: each sees the other.

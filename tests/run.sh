@@ -13,7 +13,7 @@ mkdir -p build
 results=$PWD/build
 rm -f "$results"/ctest.xml "$results"/pytest.xml
 
-need_debian g++ libpcre2-dev libxxhash-dev python3-dev python3-venv nlohmann-json3-dev catch2 libbenchmark-dev
+need_debian g++ libpcre2-dev libxxhash-dev python3-dev python3-venv nlohmann-json3-dev catch2 libbenchmark-dev libeigen3-dev
 need_venv
 step 'Configuring C++' cmake --preset dev
 step 'Building C++' cmake --build --preset dev

@@ -73,7 +73,7 @@ py::tuple round_rows(const py::array_t<float, py::array::c_style | py::array::fo
 
 }  // namespace
 
-void bind_retrofit(py::module_& m) {
+void bind_quantize(py::module_& m) {
   m.def("quantize", &quantize, py::arg("source"), py::arg("out"), py::kw_only(), py::arg("bits"),
         py::arg("group"), py::arg("head_bits"), py::arg("threads"), py::arg("progress"));
   m.def("round_rows", &round_rows, py::arg("weights"), py::kw_only(), py::arg("bits"), py::arg("group") = 32,

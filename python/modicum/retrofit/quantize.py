@@ -1,4 +1,4 @@
-"""A pretrained model made cheaper: functions from one Hugging Face directory to another."""
+"""Linear layers rounded to integers, without text."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from modicum import _core
-from modicum._core import InvalidArgument, round_rows
+from modicum._core import InvalidArgument
 from modicum.model import Progress
 
-__all__ = ["QuantizeReport", "QuantizedKind", "quantize", "round_rows"]
+__all__ = ["QuantizeReport", "QuantizedKind", "quantize"]
 
 Head = Literal["keep", "int8", "int4"]
 _HEAD_BITS: dict[str, int | None] = {"keep": None, "int8": 8, "int4": 4}
