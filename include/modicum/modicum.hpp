@@ -10,6 +10,7 @@
 #include <modicum/decode/generate.hpp>
 #include <modicum/decode/tree_step_model.hpp>
 #include <modicum/io/checkpoint.hpp>
+#include <modicum/linalg/dense.hpp>
 #include <modicum/model/model.hpp>
 #include <modicum/retrofit/quantize.hpp>
 #include <modicum/retrofit/round.hpp>

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+#include <utility>
+#include <vector>
+
 #include <Eigen/Cholesky>
 #include <Eigen/Eigenvalues>
 #include <Eigen/SVD>
-#include <utility>
-#include <vector>
 
 #include <modicum/base/error.hpp>
 #include <modicum/linalg/dense.hpp>
@@ -53,12 +55,18 @@ void multiply(const Matrix& a, Transpose transpose_a, const Matrix& b, Transpose
   if (c.size() == 0) return;
   const Lapack* const l = lapack();
   if (l == nullptr) {
-    if (beta == 0.0) c.setZero();
-    else if (beta != 1.0) c *= beta;
-    if (ta && tb) c.noalias() += alpha * a.transpose() * b.transpose();
-    else if (ta) c.noalias() += alpha * a.transpose() * b;
-    else if (tb) c.noalias() += alpha * a * b.transpose();
-    else c.noalias() += alpha * a * b;
+    if (beta == 0.0)
+      c.setZero();
+    else if (beta != 1.0)
+      c *= beta;
+    if (ta && tb)
+      c.noalias() += alpha * a.transpose() * b.transpose();
+    else if (ta)
+      c.noalias() += alpha * a.transpose() * b;
+    else if (tb)
+      c.noalias() += alpha * a * b.transpose();
+    else
+      c.noalias() += alpha * a * b;
     return;
   }
   with_integer(*l, [&](auto integer) {

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "lapack.hpp"
 
-#include <dlfcn.h>
-
 #include <cstdlib>
 #include <mutex>
 #include <optional>
+
+#include <dlfcn.h>
 
 #include <modicum/base/thread_pool.hpp>
 #include <modicum/linalg/dense.hpp>
