@@ -12,6 +12,8 @@
 #include <modicum/io/checkpoint.hpp>
 #include <modicum/linalg/dense.hpp>
 #include <modicum/model/model.hpp>
+#include <modicum/retrofit/kv_merge.hpp>
+#include <modicum/retrofit/kv_statistics.hpp>
 #include <modicum/retrofit/quantize.hpp>
 #include <modicum/retrofit/round.hpp>
 #include <modicum/search/all_of.hpp>
