@@ -13,6 +13,8 @@
 #include <modicum/linalg/dense.hpp>
 #include <modicum/model/model.hpp>
 #include <modicum/retrofit/gptq.hpp>
+#include <modicum/retrofit/kv_merge.hpp>
+#include <modicum/retrofit/kv_statistics.hpp>
 #include <modicum/retrofit/quantize.hpp>
 #include <modicum/retrofit/round.hpp>
 #include <modicum/retrofit/round_matrix.hpp>
