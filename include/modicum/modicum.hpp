@@ -18,6 +18,7 @@
 #include <modicum/retrofit/quantize.hpp>
 #include <modicum/retrofit/round.hpp>
 #include <modicum/retrofit/round_matrix.hpp>
+#include <modicum/retrofit/scale_fold.hpp>
 #include <modicum/search/all_of.hpp>
 #include <modicum/search/beam.hpp>
 #include <modicum/search/beam_writer.hpp>

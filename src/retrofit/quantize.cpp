@@ -17,6 +17,7 @@
 #include <modicum/retrofit/round.hpp>
 
 #include "../base/quote.hpp"
+#include "packed_linear.hpp"
 #include "quantize_plan.hpp"
 
 namespace modicum::retrofit {
@@ -46,21 +47,6 @@ struct RoundedRows {
   double square_error = 0;
   double square = 0;
 };
-
-/// Element i into the lowest free bits of its byte, with `offset` to be unsigned.
-void pack(std::span<const std::int8_t> integers, std::size_t bits, bool offset, std::byte* out) {
-  if (!offset) {
-    std::copy_n(std::as_bytes(integers).begin(), integers.size(), out);
-    return;
-  }
-  if (bits == 8) {
-    for (std::size_t i = 0; i < integers.size(); ++i) out[i] = static_cast<std::byte>(integers[i] + 128);
-    return;
-  }
-  for (std::size_t i = 0; i < integers.size(); i += 2) {
-    out[i / 2] = static_cast<std::byte>((integers[i] + 8) | (integers[i + 1] + 8) << 4);
-  }
-}
 
 void check_finite(std::span<const float> row, const std::string& tensor, std::size_t index) {
   for (std::size_t i = 0; i < row.size(); ++i) {
@@ -104,7 +90,7 @@ RoundedRows round_rows(const WeightView& weights, const QuantizeStep& step, std:
       const std::span<const float> values = std::span(row).subspan(c, group);
       const float scale = round_group(values, step.bits, weights.dtype, integers);
       *scales++ = from_f32<T>(scale);
-      pack(integers, step.bits, columns != 0, packed);
+      pack_integers(integers, step.bits, columns, packed);
       out.square += sum_of_squares(group, [&](std::size_t i) { return values[i]; });
       out.square_error += sum_of_squares(
           group, [&](std::size_t i) { return values[i] - scale * static_cast<float>(integers[i]); });
