@@ -1,6 +1,16 @@
 """A pretrained model made cheaper: functions from one Hugging Face directory to another."""
 
 from modicum._core import round_rows
+from modicum.retrofit.calibration import Calibration, SourceUse
+from modicum.retrofit.own_text import OwnText
 from modicum.retrofit.quantize import QuantizedKind, QuantizeReport, quantize
 
-__all__ = ["QuantizeReport", "QuantizedKind", "quantize", "round_rows"]
+__all__ = [
+    "Calibration",
+    "OwnText",
+    "QuantizeReport",
+    "QuantizedKind",
+    "SourceUse",
+    "quantize",
+    "round_rows",
+]
