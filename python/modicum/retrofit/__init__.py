@@ -1,6 +1,7 @@
 """A pretrained model made cheaper: functions from one Hugging Face directory to another."""
 
 from modicum._core import round_rows
+from modicum.retrofit import probes
 from modicum.retrofit.calibration import Calibration, SourceUse
 from modicum.retrofit.own_text import OwnText
 from modicum.retrofit.quantize import QuantizedKind, QuantizeReport, quantize
@@ -11,6 +12,7 @@ __all__ = [
     "QuantizeReport",
     "QuantizedKind",
     "SourceUse",
+    "probes",
     "quantize",
     "round_rows",
 ]

@@ -17,7 +17,7 @@ from modicum.model import Model, Progress, Prompt
 from modicum.retrofit.own_text import OwnText, generate_text
 from modicum.retrofit.text_sources import Source, TokenSource, read_source
 
-__all__ = ["Calibration", "SourceUse"]
+__all__ = ["Calibration", "SourceUse", "bos_tokens"]
 
 _OP = "[calibration]"
 _LENGTH = 512
@@ -125,7 +125,7 @@ class Calibration:
         """
         context = model.config.max_position_embeddings if isinstance(model, Model) else None
         length = min(_LENGTH, context or _LENGTH) if length is None else length
-        begin = _bos(model, bos)
+        begin = bos_tokens(model, bos)
         _check(tokens, length, held_out, len(begin), context)
         given = [sources] if isinstance(sources, (str, Path, np.ndarray, OwnText)) else list(sources)
         if not given:
@@ -243,8 +243,8 @@ def _check(tokens: int, length: int, held_out: float, begin: int, context: int |
         raise InvalidArgument(f"{_OP} held_out: expected more than 0 and at most 1, got {held_out}")
 
 
-def _bos(model: Model | Tokenizer, policy: str) -> list[int]:
-    """The tokens that every sequence begins with."""
+def bos_tokens(model: Model | Tokenizer, policy: str = "model") -> list[int]:
+    """The tokens that every sequence begins with; see `bos` of :meth:`Calibration.from_text`."""
     if policy == "never":
         return []
     if policy not in ("model", "always"):
