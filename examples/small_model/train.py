@@ -94,6 +94,8 @@ def batches(tokenizer: Tokenizer, texts: list[str], length: int, size: int, seed
     while True:
         rng = random.Random(f"{seed} {epoch}")
         every = rows(tokenizer, texts, length, rng)
+        if len(every) < size:
+            raise SystemExit(f"the text has {len(every)} rows of {length} tokens, a batch needs {size}")
         order = torch.randperm(len(every), generator=torch.Generator().manual_seed(rng.randrange(2**31)))
         for group in order.split(size):
             if len(group) == size:
@@ -103,7 +105,7 @@ def batches(tokenizer: Tokenizer, texts: list[str], length: int, size: int, seed
 
 def next_tokens(ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Positions of the flattened batch that have a next token worth learning, and that token."""
-    where = torch.arange(ids.numel()).view(ids.shape)[:, :-1].flatten()
+    where = torch.arange(ids.numel(), device=ids.device).view(ids.shape)[:, :-1].flatten()
     targets = ids[:, 1:].flatten()
     return where, targets, (targets != BOS).float()
 
@@ -111,7 +113,7 @@ def next_tokens(ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 @torch.no_grad()
 def perplexity(model: Llama, tokenizer: Tokenizer, texts: list[str], length: int, most: int) -> float:
     """Of the texts cut into at most `most` rows (spread evenly), each read from BOS."""
-    every = rows(tokenizer, texts, length, None)
+    every = rows(tokenizer, texts, length, None).to(next(model.parameters()).device)
     every = every[torch.linspace(0, len(every) - 1, min(most, len(every))).long()]
     loss = count = 0.0
     for group in every.split(4):
@@ -126,6 +128,7 @@ class Run:
 
     def __init__(self, options: argparse.Namespace):
         self.options, self.clock = options, Clock(options.steps, options.minutes)
+        self.device = torch.device(options.device)
         self.learn_text, self.held_out = read(options.data)
         self.file = options.out / "checkpoint.pt"
         kept = options.out / "tokenizer.json"
@@ -134,7 +137,7 @@ class Run:
         self.tokenizer = (
             Tokenizer.from_file(str(kept)) if resumed else train_tokenizer(texts, SHAPE.vocab_size)
         )
-        self.model = Llama(SHAPE)
+        self.model = Llama(SHAPE).to(self.device)
         self.optimizers = optimizers(self.model, options.rate)
         self.source = batches(self.tokenizer, texts, options.length, options.rows, options.seed)
         if resumed:
@@ -145,7 +148,7 @@ class Run:
             (options.out / "held_out" / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
 
     def load(self) -> None:
-        state = torch.load(self.file)
+        state = torch.load(self.file, map_location=self.device)
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
@@ -205,13 +208,13 @@ class Run:
         learn = torch.compile(self.model, dynamic=False) if self.options.compile else self.model
         size = sum(p.numel() for p in self.model.parameters())
         print(f"{size / 1e6:.2f}M parameters", flush=True)
-        warm = torch.full((self.options.rows, self.options.length), END)
+        warm = torch.full((self.options.rows, self.options.length), END, device=self.device)
         learn(warm, *next_tokens(warm)).backward()  # compiles, outside the clock
         bar = tqdm(total=1000, unit="‰", mininterval=20)
         noted, mean = time.monotonic(), None
         while self.clock.progress() < 1:
             begun = time.monotonic()
-            loss = self.step(learn, next(self.source))
+            loss = self.step(learn, next(self.source).to(self.device))
             self.clock.seconds += time.monotonic() - begun
             self.clock.step += 1
             self.clock.tokens += self.options.rows * self.options.length
@@ -239,6 +242,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--decay", type=float, default=0.5, help="share of the run over which the rate falls")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--note", type=float, default=10, help="minutes between checkpoints")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
