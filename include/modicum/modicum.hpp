@@ -12,6 +12,7 @@
 #include <modicum/io/checkpoint.hpp>
 #include <modicum/linalg/dense.hpp>
 #include <modicum/model/model.hpp>
+#include <modicum/retrofit/compare.hpp>
 #include <modicum/retrofit/quantize.hpp>
 #include <modicum/retrofit/round.hpp>
 #include <modicum/search/all_of.hpp>

@@ -7,7 +7,7 @@ import numpy
 import numpy.typing
 import os
 import typing
-__all__: list[str] = ['ABSTAIN_BELOW', 'AllOf', 'Answer', 'BeamHypothesis', 'BeamMode', 'BeamOptions', 'BeamResult', 'BeamStats', 'Branch', 'BuildOptions', 'Cancelled', 'Citation', 'Constraint', 'ContextOverflow', 'Corrupt', 'Cost', 'DeviceError', 'Document', 'EarlyStopping', 'Error', 'Expected', 'FingerprintMismatch', 'FormatError', 'GenerateResult', 'InvalidArgument', 'IoError', 'Knowledge', 'Lexicon', 'MachineLimits', 'Model', 'ModelConfig', 'ModelScores', 'OutOfMemory', 'PhraseConstraint', 'PythonConstraint', 'SequenceBias', 'Session', 'StreamDecoder', 'TextStream', 'Tokenizer', 'Unsupported', 'WhenFull', 'active_isa', 'adopt_knowledge', 'beam', 'beam_over', 'build_knowledge', 'extend', 'generate', 'inspect_knowledge', 'lexicon_of_ids', 'lexicon_of_texts', 'logits', 'machine_limits', 'open_lexicon', 'plan_knowledge', 'quantize', 'read_bandwidth', 'round_rows', 'shared_prompt_ids', 'supported_isas', 'update_knowledge', 'verify_knowledge', 'warp']
+__all__: list[str] = ['ABSTAIN_BELOW', 'AllOf', 'Answer', 'BeamHypothesis', 'BeamMode', 'BeamOptions', 'BeamResult', 'BeamStats', 'Branch', 'BuildOptions', 'Cancelled', 'Citation', 'Constraint', 'ContextOverflow', 'Corrupt', 'Cost', 'DeviceError', 'Document', 'EarlyStopping', 'Error', 'Expected', 'FingerprintMismatch', 'FormatError', 'GenerateResult', 'InvalidArgument', 'IoError', 'Knowledge', 'Lexicon', 'MachineLimits', 'Model', 'ModelConfig', 'ModelScores', 'OutOfMemory', 'PhraseConstraint', 'PythonConstraint', 'SequenceBias', 'Session', 'StreamDecoder', 'TextStream', 'Tokenizer', 'Unsupported', 'WhenFull', 'active_isa', 'adopt_knowledge', 'beam', 'beam_over', 'build_knowledge', 'compare', 'extend', 'generate', 'inspect_knowledge', 'lexicon_of_ids', 'lexicon_of_texts', 'logits', 'machine_limits', 'open_lexicon', 'perplexity', 'plan_knowledge', 'quantize', 'read_bandwidth', 'round_rows', 'shared_prompt_ids', 'supported_isas', 'update_knowledge', 'verify_knowledge', 'warp']
 class Error(Exception):
     """
     Root of everything that modicum raises.
@@ -990,6 +990,8 @@ def beam_over(step: typing.Any, start_scores: typing.Annotated[numpy.typing.Arra
     ...
 def build_knowledge(model: Model, documents: collections.abc.Sequence[Document], path: os.PathLike | str | bytes, options: BuildOptions, progress: typing.Any) -> Knowledge:
     ...
+def compare(teacher: Model, student: Model, sequences: typing.Annotated[numpy.typing.ArrayLike, numpy.int32], *, progress: typing.Any = None) -> dict:
+    ...
 def extend(extensions: collections.abc.Sequence[tuple[Branch, collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]]], *, progress: typing.Any = None) -> list[Branch]:
     """
     Reads many branches at once: `extensions` is a list of (branch, ids), all of one tree.
@@ -1017,6 +1019,8 @@ def machine_limits(*, threads: typing.SupportsInt | typing.SupportsIndex = 0) ->
     Measures, for some tenths of a second, what this machine can do; `threads` 0 means every processor.
     """
 def open_lexicon(path: os.PathLike | str | bytes, tokenizer_fingerprint: str) -> Lexicon:
+    ...
+def perplexity(model: Model, sequences: typing.Annotated[numpy.typing.ArrayLike, numpy.int32], *, progress: typing.Any = None) -> dict:
     ...
 def plan_knowledge(model: Model, documents: collections.abc.Sequence[Document], options: BuildOptions) -> dict:
     ...
