@@ -147,6 +147,16 @@ class ModelConfig:
     """
     What config.json says of the model, in transformers' names.
     """
+    @staticmethod
+    def parse(text: str) -> ModelConfig:
+        """
+        Reads the text of a config.json; what is absent has the default of its kind of model.
+        
+        Raises
+        ------
+        FormatError, Unsupported
+            Naming the field.
+        """
     def __repr__(self) -> str:
         ...
     @property
@@ -168,6 +178,9 @@ class ModelConfig:
     def max_position_embeddings(self) -> int:
         ...
     @property
+    def mlp_bias(self) -> bool:
+        ...
+    @property
     def model_type(self) -> str:
         ...
     @property
@@ -178,6 +191,9 @@ class ModelConfig:
         ...
     @property
     def num_key_value_heads(self) -> int:
+        ...
+    @property
+    def o_bias(self) -> bool:
         ...
     @property
     def qk_norm(self) -> bool:
