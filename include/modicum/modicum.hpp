@@ -12,6 +12,7 @@
 #include <modicum/io/checkpoint.hpp>
 #include <modicum/linalg/dense.hpp>
 #include <modicum/model/model.hpp>
+#include <modicum/retrofit/compare.hpp>
 #include <modicum/retrofit/gptq.hpp>
 #include <modicum/retrofit/kv_merge.hpp>
 #include <modicum/retrofit/kv_statistics.hpp>

@@ -24,6 +24,7 @@ void bind_machine(py::module_& m);
 void bind_model(py::module_& m);
 void bind_decode(py::module_& m);
 void bind_cag(py::module_& m);
+void bind_compare(py::module_& m);
 void bind_quantize(py::module_& m);
 void bind_retrofit(py::module_& m);
 void bind_kv_merge(py::module_& m);

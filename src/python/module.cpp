@@ -56,4 +56,5 @@ PYBIND11_MODULE(_core, m) {
   modicum::python::bind_quantize(m);
   modicum::python::bind_retrofit(m);
   modicum::python::bind_kv_merge(m);
+  modicum::python::bind_compare(m);
 }
