@@ -7,11 +7,7 @@ import numpy
 import numpy.typing
 import os
 import typing
-<<<<<<< HEAD
-__all__: list[str] = ['ABSTAIN_BELOW', 'AllOf', 'Answer', 'BeamHypothesis', 'BeamMode', 'BeamOptions', 'BeamResult', 'BeamStats', 'Branch', 'BuildOptions', 'Cancelled', 'Citation', 'Constraint', 'ContextOverflow', 'Corrupt', 'Cost', 'DeviceError', 'Document', 'EarlyStopping', 'Error', 'Expected', 'FingerprintMismatch', 'FormatError', 'GenerateResult', 'InvalidArgument', 'IoError', 'Knowledge', 'KvStatistics', 'Lexicon', 'MachineLimits', 'Model', 'ModelConfig', 'ModelScores', 'OutOfMemory', 'PhraseConstraint', 'PythonConstraint', 'SequenceBias', 'Session', 'StreamDecoder', 'TextStream', 'Tokenizer', 'Unsupported', 'WhenFull', 'active_isa', 'adopt_knowledge', 'beam', 'beam_over', 'build_knowledge', 'extend', 'generate', 'inspect_knowledge', 'lexicon_of_ids', 'lexicon_of_texts', 'logits', 'machine_limits', 'merge_kv', 'open_lexicon', 'plan_knowledge', 'quantize', 'read_bandwidth', 'round_rows', 'shared_prompt_ids', 'supported_isas', 'update_knowledge', 'verify_knowledge', 'warp']
-=======
 __all__: list[str] = ['ABSTAIN_BELOW', 'AllOf', 'Answer', 'BeamHypothesis', 'BeamMode', 'BeamOptions', 'BeamResult', 'BeamStats', 'Branch', 'BuildOptions', 'Cancelled', 'Citation', 'Constraint', 'ContextOverflow', 'Corrupt', 'Cost', 'DeviceError', 'Document', 'EarlyStopping', 'Error', 'Expected', 'FingerprintMismatch', 'FormatError', 'GenerateResult', 'InvalidArgument', 'IoError', 'Knowledge', 'Lexicon', 'MachineLimits', 'Model', 'ModelConfig', 'ModelScores', 'OutOfMemory', 'PhraseConstraint', 'PythonConstraint', 'SequenceBias', 'Session', 'StreamDecoder', 'TextStream', 'Tokenizer', 'Unsupported', 'WhenFull', 'active_isa', 'adopt_knowledge', 'beam', 'beam_over', 'build_knowledge', 'compare', 'extend', 'generate', 'inspect_knowledge', 'lexicon_of_ids', 'lexicon_of_texts', 'logits', 'machine_limits', 'open_lexicon', 'perplexity', 'plan_knowledge', 'quantize', 'read_bandwidth', 'round_rows', 'shared_prompt_ids', 'supported_isas', 'update_knowledge', 'verify_knowledge', 'warp']
->>>>>>> he
 class Error(Exception):
     """
     Root of everything that modicum raises.
@@ -998,46 +994,6 @@ class Expected:
     @property
     def value(self) -> int:
         ...
-class KvStatistics:
-    """
-    Second moments of one attention layer's queries, keys and values before RoPE.
-    
-    What :func:`modicum.retrofit.merge_kv` reads. With κ_f = k_f + i k_{f+d/2}, the pair of dimensions that RoPE turns by
-    frequency f in the half-split layout of Hugging Face checkpoints: E[κ κᴴ] over KV heads, E|ρ|² of every query head,
-    and E[v vᵀ] of all values. Sums are float64, the same for any number of threads.
-    
-    Raises InvalidArgument where kv_heads does not divide heads, or head_dim is odd.
-    """
-    def __init__(self, *, heads: typing.SupportsInt | typing.SupportsIndex, kv_heads: typing.SupportsInt | typing.SupportsIndex, head_dim: typing.SupportsInt | typing.SupportsIndex) -> None:
-        ...
-    def key_gram(self, frequency: typing.SupportsInt | typing.SupportsIndex) -> typing.Annotated[numpy.typing.NDArray[numpy.complex128], "[m, n]"]:
-        """
-        E[κ κᴴ] of a frequency, complex128 [kv_heads, kv_heads].
-        """
-    def merge(self, other: KvStatistics) -> None:
-        """
-        Adds those of another text. Raises InvalidArgument where the heads differ.
-        """
-    def query_energy(self) -> typing.Annotated[numpy.typing.NDArray[numpy.float64], "[m, n]"]:
-        """
-        E|ρ|², float64 [head_dim / 2, heads].
-        """
-    def update(self, q: typing.Annotated[numpy.typing.ArrayLike, numpy.float32], k: typing.Annotated[numpy.typing.ArrayLike, numpy.float32], v: typing.Annotated[numpy.typing.ArrayLike, numpy.float32], *, threads: typing.SupportsInt | typing.SupportsIndex = 0) -> None:
-        """
-        Adds tokens: float32 q [tokens, heads · head_dim], k and v [tokens, kv_heads · head_dim].
-        
-        Outputs of q_proj, k_proj and v_proj, biases included, before RoPE. `threads` 0: every processor that this process may
-        use. Raises InvalidArgument for other shapes.
-        """
-    def value_gram(self) -> typing.Annotated[numpy.typing.NDArray[numpy.float64], "[m, n]"]:
-        """
-        E[v vᵀ], float64 [kv_heads · head_dim, kv_heads · head_dim].
-        """
-    @property
-    def count(self) -> int:
-        """
-        Tokens.
-        """
 def active_isa() -> str:
     """
     The instruction set whose kernels run: plain, avx2, avx512, avx512vnni, avx512bf16 or amx (MODICUM_ISA forces one).
@@ -1078,8 +1034,6 @@ def machine_limits(*, threads: typing.SupportsInt | typing.SupportsIndex = 0) ->
     """
     Measures, for some tenths of a second, what this machine can do; `threads` 0 means every processor.
     """
-def merge_kv(q: typing.Annotated[numpy.typing.ArrayLike, numpy.float64], k: typing.Annotated[numpy.typing.ArrayLike, numpy.float64], v: typing.Annotated[numpy.typing.ArrayLike, numpy.float64], o: typing.Annotated[numpy.typing.ArrayLike, numpy.float64], statistics: KvStatistics, *, kv_heads: typing.SupportsInt | typing.SupportsIndex, method: str, grouping: str, q_bias: typing.Annotated[numpy.typing.ArrayLike, numpy.float64] | None, k_bias: typing.Annotated[numpy.typing.ArrayLike, numpy.float64] | None, v_bias: typing.Annotated[numpy.typing.ArrayLike, numpy.float64] | None, qk_norm: bool) -> dict:
-    ...
 def open_lexicon(path: os.PathLike | str | bytes, tokenizer_fingerprint: str) -> Lexicon:
     ...
 def perplexity(model: Model, sequences: typing.Annotated[numpy.typing.ArrayLike, numpy.int32], *, progress: typing.Any = None) -> dict:
