@@ -34,7 +34,6 @@ constexpr std::uint64_t kAlignment = 64;
 
 using Bytes = std::vector<std::byte>;
 
-
 /// Some rows of a matrix as integers.
 struct RoundedRows {
   Bytes integers;  ///< as compressed-tensors packs them
