@@ -25,6 +25,7 @@ void bind_model(py::module_& m);
 void bind_decode(py::module_& m);
 void bind_cag(py::module_& m);
 void bind_quantize(py::module_& m);
+void bind_round(py::module_& m);
 void bind_search(py::module_& m);
 void bind_lexicon(py::module_& m);
 

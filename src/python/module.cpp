@@ -54,4 +54,5 @@ PYBIND11_MODULE(_core, m) {
   modicum::python::bind_lexicon(m);
   modicum::python::bind_cag(m);
   modicum::python::bind_quantize(m);
+  modicum::python::bind_round(m);
 }

@@ -59,8 +59,8 @@ def test_transformers_reads_exactly_the_weights_that_modicum_wrote(
     name = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}[dtype]
     for module, weight in theirs.items():
         original = floats[f"{module}.weight"].numpy()
-        integers, scales = mo.retrofit.round_rows(original, bits=bits, scale_dtype=name)
-        assert np.array_equal(weight, integers.astype(np.float32) * np.repeat(scales, 32, axis=1))
+        rounded = mo.retrofit.round_nearest(original, bits=bits, scale_dtype=name)
+        assert np.array_equal(weight, rounded.dequantize())
         assert relative_error(weight, original) < (0.006 if bits == 8 else 0.095)
     if dtype == "float32":
         ours = stored_weights(tmp_path / "out", bits)
@@ -76,9 +76,8 @@ def test_transformers_reads_whole_rows_of_integers(tmp_path: Path) -> None:
     floats = transformers_model(source).state_dict()
     for module, weight in theirs.items():
         original = floats[f"{module}.weight"].numpy()
-        width = original.shape[1]
-        integers, scales = mo.retrofit.round_rows(original, bits=8, group=width, scale_dtype="f32")
-        assert np.array_equal(weight, integers.astype(np.float32) * scales)
+        rounded = mo.retrofit.round_nearest(original, bits=8, group="channel", scale_dtype="f32")
+        assert np.array_equal(weight, rounded.dequantize())
     exact = logits_of(transformers_model(tmp_path / "out"), IDS)
     assert relative_error(mo.load(tmp_path / "out").logits(IDS), exact) < 2 * ROUNDED_INPUTS
 
@@ -230,7 +229,7 @@ def test_the_command_reports_bytes_and_errors(tmp_path: Path, capsys: pytest.Cap
     first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in "ab")
     assert first == second
     assert main(["info", str(tmp_path / "a"), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["quantization"] == "int4 by groups of 32, int8 by groups of 32"
+    assert json.loads(capsys.readouterr().out)["quantization"] == "int8 by groups of 32, int4 by groups of 32"
 
 
 def load_any(folder: Path) -> dict[str, Any]:
