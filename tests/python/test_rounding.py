@@ -61,10 +61,10 @@ def test_gptq_is_that_of_the_paper(bits: int, group: int, act_order: bool) -> No
     ours = mo.retrofit.gptq(weights, gram, bits=bits, group=group, act_order=act_order)
     integers, scales = reference_gptq(weights, gram, bits, group, act_order)
     # A value between two integers may fall to either side in float32, and moves what comes after it.
-    assert np.mean(np.all(ours.integers == integers, axis=1)) > (0.7 if bits < 8 else 0.5)
+    assert np.mean(np.all(ours.integers == integers, axis=1)) > 0.9
     reference = mo.retrofit.Rounded(integers, scales, 0.0, 0.0)
     expected = output_error(weights - reference.dequantize(), gram)
-    assert ours.error == pytest.approx(expected, rel=0.01)
+    assert ours.error == pytest.approx(expected, rel=1e-3)
     assert ours.error == pytest.approx(output_error(weights - ours.dequantize(), gram), rel=1e-4)
     assert ours.energy == pytest.approx(output_error(weights, gram), rel=1e-5)
     assert ours.error < 0.5 * mo.retrofit.round_nearest(weights, gram, bits=bits, group=group).error
