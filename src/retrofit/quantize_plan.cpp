@@ -144,7 +144,8 @@ std::string quantized_config(const Checkpoint& from, const QuantizePlan& plan,
   for (const QuantizeStep& step : plan.steps) {
     if (step.bits != 0) modules.push_back({step.module, step.bits, options.group});
   }
-  config["quantization_config"] = quantization_json(modules, std::move(ignore));
+  config["quantization_config"] =
+      nlohmann::ordered_json::parse(quantization_json(modules, std::move(ignore)));
   return config.dump(2) + "\n";
 }
 
