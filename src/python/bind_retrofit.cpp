@@ -64,6 +64,9 @@ void bind_retrofit(py::module_& m) {
   m.def("retrofit_run", &run, py::arg("source"), py::arg("out"), py::arg("plan"), py::arg("tokens"),
         py::kw_only(), py::arg("held_out"), py::arg("relative"), py::arg("work"), py::arg("threads"),
         py::arg("progress"));
+  m.def(
+      "retrofit_plan", [](const std::string& json) { return retrofit::Plan::from_json(json).to_json(); },
+      py::arg("json"), "A plan with every field, or FormatError that names the one that is wrong.");
   m.def("open_lapack", &linalg::open_lapack, py::arg("path"),
         "Uses the LAPACK in a shared library for solves, unless one is in use already. Returns whether there "
         "is one.");

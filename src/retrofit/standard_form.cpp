@@ -101,7 +101,7 @@ void write_quantization(OrderedJson& config, const ModelConfig& from, const Plan
   } else {
     ignore.emplace_back("lm_head");
   }
-  config["quantization_config"] = quantization_json(modules, std::move(ignore));
+  config["quantization_config"] = OrderedJson::parse(quantization_json(modules, std::move(ignore)));
 }
 
 }  // namespace
