@@ -13,8 +13,9 @@ from xml.etree import ElementTree
 import modicum as mo
 import numpy as np
 import pytest
-from modicum.retrofit import Comparison, KindBytes, LayerError, Perplexity, Point, Probe, Protocol, Report
-from modicum.retrofit.pictures import _Axis, frontier_svg, layer_errors_svg
+from modicum.retrofit import Comparison, EditError, KindBytes, Perplexity, Point, Protocol, Report
+from modicum.retrofit.pictures import _Axis, edit_errors_svg, frontier_svg
+from modicum.retrofit.probes import Probe, Probes, Score
 
 SVG = "{http://www.w3.org/2000/svg}"
 VOID = {"meta", "br", "hr", "img", "link", "input"}
@@ -32,6 +33,10 @@ def speed(rate: float) -> dict[str, Any]:
     return facts
 
 
+def probe(name: str, before: float, after: float) -> Probe:
+    return Probe(name, 50, Score(before, 0.2), Score(after, 0.4), Score(0.1, 2.3), 3, 1)
+
+
 def full_report() -> Report:
     return Report(
         source="models/big",
@@ -42,11 +47,11 @@ def full_report() -> Report:
         held_out=comparison(2.55, 0.05),
         second=comparison(2.7, 0.21),
         second_name="news",
-        probes=[Probe("passkey", 1.0, 0.94, 0.01), Probe("sums", 0.6, 0.4)],
-        layers=[
-            LayerError(0, "ffn", "least squares", 0.31, 0.12, 0.14, 1e-4, 3e5),
-            LayerError(1, "ffn", "least squares", 0.28, 0.11, None, 1e-4, float("inf")),
-            LayerError(1, "kv", "joint PCA", 0.2, 0.05, 0.06),
+        probes=Probes([probe("passkey", 1.0, 0.94), probe("sums", 0.12, 0.1)], {"recall": "no room for it"}),
+        errors=[
+            EditError(0, "ffn", "mlp.down_proj", 0.31, 0.12, 0.33, 0.14, 1e-4, 3e5),
+            EditError(1, "ffn", "mlp.down_proj", 0.28, 0.11, damping=1e-4, condition=float("inf")),
+            EditError(1, "kv", "self_attn.o_proj", 0.2, 0.05, held_out_after=0.06),
         ],
         bytes_by_kind=[KindBytes("ffn", 600_000_000, 450_000_000), KindBytes("norm", 1000, 1000)],
         kv_bytes_per_token_before=12288,
@@ -107,7 +112,7 @@ def test_json_keeps_all_of_a_report(tmp_path: Path) -> None:
     assert facts["schema"] == "modicum.retrofit.report/1"
     assert facts["held_out"]["student"]["perplexity"] == pytest.approx(np.exp(2.55))
     assert facts["plan"] == {"kv_heads": 2, "ffn": 0.75, "where": "there"}
-    assert facts["layers"][1]["condition"] is None  # not finite
+    assert facts["errors"][1]["condition"] is None  # not finite
     again = Report.load(tmp_path / "report.json")
     assert again.to_dict() == report.to_dict()
     assert again.held_out == report.held_out
@@ -120,11 +125,11 @@ def test_json_keeps_all_of_a_report(tmp_path: Path) -> None:
     [
         ({"schema": "modicum.retrofit.report/2"}, "expected modicum.retrofit.report/1"),
         ({"surprise": 1}, "surprise"),
-        ({"layers": [{"layer": 0}]}, "edit"),
-        ({"layers": [3]}, "fields"),
+        ({"errors": [{"layer": 0}]}, "edit"),
+        ({"errors": [3]}, "fields"),
         ({"protocol": {"tokens": 3}}, "sequence_length"),
         ({"held_out": {"kl": 0.1}}, "fields"),
-        ({"probes": None}, "fields"),
+        ({"probes": {"results": [{}], "refused": {}}}, "name"),
     ],
 )
 def test_what_is_no_report_is_refused(change: dict[str, Any], said: str) -> None:
@@ -157,8 +162,8 @@ def test_the_headline_tells_losses_sizes_and_speed() -> None:
     assert rows["writes"] == ("15 tokens/s", "from 10, ×1.50")
     text = str(full_report())
     for told in (
-        "sums: 0.6 -> 0.4",
-        "(guessing: 0.01)",
+        "passkey: accuracy 1.000 before, 0.940 after",
+        "recall: not asked",
         "warning: layer 1",
         "not checked: answers",
         "news: ",
@@ -186,7 +191,10 @@ def test_the_page_tells_everything_and_loads_nothing(tmp_path: Path) -> None:
         "0.05 ± 0.002",
         "0.21",
         "passkey",
-        "joint PCA",
+        "94.0 %",
+        "sums (no better than chance before: shows nothing)",
+        "recall was not asked: no room for it",
+        "self_attn.o_proj",
         "15 (14 to 16)",
         "15.3",
         "1512",
@@ -195,7 +203,7 @@ def test_the_page_tells_everything_and_loads_nothing(tmp_path: Path) -> None:
         "answers in other languages",
         "little text",
         "kv_heads",
-        "layer 1, kv (joint PCA): before 0.2, after 0.05, held out 0.06",
+        "layer 1, kv self_attn.o_proj: before 0.2, after 0.05, held out 0.06",
         "small: 450.0 MB, loss 0.05, 6144 bytes of keys and values a token, 15.3 tokens/s (chosen)",
     ):
         assert told in page.text, told
@@ -214,8 +222,8 @@ def test_names_cannot_break_out_of_the_page() -> None:
     report.source = report.out = report.second_name = evil
     report.warnings = report.not_checked = [evil]
     report.plan = {evil: evil}
-    report.probes = [Probe(evil, 0, 0)]
-    report.layers = [LayerError(0, evil, evil, 0.1)]
+    report.probes = Probes([probe(evil, 0, 0)], {evil: evil})
+    report.errors = [EditError(0, evil, evil, 0.1)]
     report.frontier = [Point(evil, 1, 0.1, chosen=True)]
     report.versions = {evil: evil}
     page = Page(report.html())
@@ -287,14 +295,14 @@ def test_odd_points_stay_within_the_picture(points: list[Point]) -> None:
 
 
 def test_layer_errors_are_drawn_to_scale() -> None:
-    svg = layer_errors_svg(full_report().layers)
+    svg = edit_errors_svg(full_report().errors)
     groups = list(ElementTree.fromstring(svg).iter(f"{SVG}g"))
     bars = [[float(r.attrib["height"]) for r in g.iter(f"{SVG}rect")] for g in groups]
     assert [len(b) for b in bars] == [2, 2, 2]
     assert bars[0][1] / bars[0][0] == pytest.approx(0.12 / 0.31, abs=0.01)
     assert bars[1][0] / bars[0][0] == pytest.approx(0.28 / 0.31, abs=0.01)
     assert [len(list(g.iter(f"{SVG}path"))) for g in groups] == [1, 0, 1]
-    assert {"ffn", "kv", "0", "1"} <= set(labels(svg))
+    assert {"ffn, mlp.down_proj", "kv, self_attn.o_proj", "0", "1"} <= set(labels(svg))
 
 
 def test_pictures_of_nothing_are_refused() -> None:
@@ -303,7 +311,7 @@ def test_pictures_of_nothing_are_refused() -> None:
             frontier_svg(points)
     assert "<svg" not in Report("a", "b", frontier=[Point("unknown", 5, None)]).html()
     with pytest.raises(mo.InvalidArgument):
-        layer_errors_svg([])
+        edit_errors_svg([])
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 from modicum._core import InvalidArgument
 
 if TYPE_CHECKING:
-    from modicum.retrofit.report import LayerError
+    from modicum.retrofit.report import EditError
 
-__all__ = ["Point", "frontier_svg", "layer_errors_svg"]
+__all__ = ["Point", "edit_errors_svg", "frontier_svg"]
 
 WIDTH = 760
 LEFT, RIGHT, TOP, BOTTOM = 62, 18, 30, 42
@@ -118,10 +118,10 @@ def frontier_svg(points: Sequence[Point], *, loss: str = "KL, nats", height: int
     return "".join([*parts, "</svg>"])
 
 
-def layer_errors_svg(errors: Sequence[LayerError], *, panel: int = 170) -> str:
-    """What each layer's edit changed, a panel for each edit: relative errors by layer.
+def edit_errors_svg(errors: Sequence[EditError], *, panel: int = 170) -> str:
+    """What edits changed, a panel for each edit and module: shares of the output's energy, by layer.
 
-    Pale bars are errors before compensation, dark ones after it, diamonds on held-out text.
+    Pale bars are errors before compensation, dark ones after it, diamonds after it on held-out text.
 
     Raises
     ------
@@ -129,8 +129,8 @@ def layer_errors_svg(errors: Sequence[LayerError], *, panel: int = 170) -> str:
         For no error.
     """
     if not errors:
-        raise InvalidArgument("[layer errors] errors: expected at least one, got none")
-    edits = list(dict.fromkeys(e.edit for e in errors))
+        raise InvalidArgument("[edit errors] errors: expected at least one, got none")
+    edits = list(dict.fromkeys((e.edit, e.module) for e in errors))
     layers = max(e.layer for e in errors) + 1
     height = TOP + panel * len(edits) + 8
     parts = [_begin(height)]
@@ -142,22 +142,23 @@ def layer_errors_svg(errors: Sequence[LayerError], *, panel: int = 170) -> str:
     parts.append(_key(key, 16))
     for i, edit in enumerate(edits):
         top = TOP + i * panel
-        parts.append(_panel([e for e in errors if e.edit == edit], edit, layers, top + 16, top + panel - 32))
+        own = [e for e in errors if (e.edit, e.module) == edit]
+        parts.append(_panel(own, ", ".join(filter(None, edit)), layers, top + 16, top + panel - 32))
     return "".join([*parts, "</svg>"])
 
 
-def _panel(errors: Sequence[LayerError], edit: str, layers: int, top: float, bottom: float) -> str:
-    values = [v for e in errors for v in (e.before, e.after, e.held_out) if v is not None]
+def _panel(errors: Sequence[EditError], name: str, layers: int, top: float, bottom: float) -> str:
+    values = [v for e in errors for v in (e.before, e.after, e.held_out_after) if v is not None]
     y = _Axis([0.0, *values], bottom, top + 10)
     slot = (WIDTH - LEFT - RIGHT) / layers
-    parts = [f'<text class="name" x="{LEFT}" y="{top}">{html.escape(edit)}</text>', _rows(y)]
+    parts = [f'<text class="name" x="{LEFT}" y="{top}">{html.escape(name)}</text>', _rows(y)]
     for e in errors:
         middle = LEFT + slot * (e.layer + 0.5)
         tip = f"<title>{html.escape(_error_tip(e))}</title>"
         bars = _bar(middle, 0.8 * slot, y, e.before, "var(--pale)")
         bars += _bar(middle, 0.46 * slot, y, e.after, "var(--blue)")
-        if e.held_out is not None:
-            bars += _diamond(middle, y(e.held_out), min(5.0, 0.3 * slot + 1.5))
+        if e.held_out_after is not None:
+            bars += _diamond(middle, y(e.held_out_after), min(5.0, 0.3 * slot + 1.5))
         parts.append(f"<g>{tip}{bars}</g>")
     every = next(n for n in (1, 2, 4, 5, 8, 10, 16, 20, 50, 100, 1000) if layers / n <= 24)
     for layer in range(0, layers, every):
@@ -166,11 +167,11 @@ def _panel(errors: Sequence[LayerError], edit: str, layers: int, top: float, bot
     return "".join(parts)
 
 
-def _error_tip(e: LayerError) -> str:
-    facts = {"before": e.before, "after": e.after, "held out": e.held_out, "damping": e.damping}
-    facts["condition"] = e.condition
+def _error_tip(e: EditError) -> str:
+    facts = {"before": e.before, "after": e.after, "held out": e.held_out_after}
+    facts |= {"damping": e.damping, "condition": e.condition}
     told = ", ".join(f"{name} {value:.3g}" for name, value in facts.items() if value is not None)
-    return f"layer {e.layer}, {e.edit} ({e.kind}): {told}"
+    return f"layer {e.layer}, {e.edit} {e.module}: {told}"
 
 
 def _bar(middle: float, width: float, y: _Axis, value: float | None, colour: str) -> str:

@@ -14,8 +14,9 @@ import numpy as np
 from modicum._core import FormatError, IoError
 from modicum.retrofit.compare import Comparison
 from modicum.retrofit.pictures import Point
+from modicum.retrofit.probes import Probe, Probes, Score
 
-__all__ = ["KindBytes", "LayerError", "Probe", "Protocol", "Report"]
+__all__ = ["EditError", "KindBytes", "Protocol", "Report"]
 
 SCHEMA = "modicum.retrofit.report/1"
 
@@ -37,34 +38,27 @@ class Protocol:
 
 
 @dataclass(frozen=True)
-class Probe:
-    """A small task: its score before and after, and what guessing gets; None where that makes no sense."""
-
-    name: str
-    before: float
-    after: float
-    chance: float | None = None
-
-
-@dataclass(frozen=True)
-class LayerError:
-    """What one edit changed in one layer.
+class EditError:
+    """What one edit changed of one module's output: shares of the output's energy that are not reproduced.
 
     Attributes
     ----------
-    edit : "ffn", "kv", "o_proj", "quantize", …
-    kind : of the method or of the matrix, as the edit tells.
-    before, after : relative error of the layer's output on calibration text without and with compensation.
-    held_out : as `after`, on text that the solve did not see.
-    damping, condition : of the system that was solved.
+    layer : of the source.
+    edit : "ffn", "kv", "window", "depth", "quantize", "low_rank".
+    module : "mlp.down_proj", …
+    before, after : Σ w ‖t − t'‖² ÷ Σ w ‖t‖² on calibration text, without and with compensation.
+    held_out_before, held_out_after : the same on text that the fit did not see.
+    damping : of the fit, relative to the mean of the Gram matrix's diagonal.
+    condition : number of the system that was solved.
     """
 
     layer: int
     edit: str
-    kind: str = ""
+    module: str = ""
     before: float | None = None
     after: float | None = None
-    held_out: float | None = None
+    held_out_before: float | None = None
+    held_out_after: float | None = None
     damping: float | None = None
     condition: float | None = None
 
@@ -101,8 +95,8 @@ class Report:
     held_out: Comparison | None = None
     second: Comparison | None = None
     second_name: str = ""
-    probes: list[Probe] = field(default_factory=list)
-    layers: list[LayerError] = field(default_factory=list)
+    probes: Probes | None = None
+    errors: list[EditError] = field(default_factory=list)
     bytes_by_kind: list[KindBytes] = field(default_factory=list)
     kv_bytes_per_token_before: int | None = None
     kv_bytes_per_token_after: int | None = None
@@ -138,10 +132,12 @@ class Report:
         if facts.get("schema") != SCHEMA:
             raise FormatError(f"[report] schema: expected {SCHEMA}, got {facts.get('schema')!r}")
         own = {name: value for name, value in facts.items() if name != "schema"}
-        parts = {"probes": Probe, "layers": LayerError, "bytes_by_kind": KindBytes, "frontier": Point}
+        parts = {"errors": EditError, "bytes_by_kind": KindBytes, "frontier": Point}
         try:
             for name, kind in parts.items():
                 own[name] = [kind(**one) for one in own.get(name, [])]
+            if own.get("probes") is not None:
+                own["probes"] = _probes(own["probes"])
             if own.get("protocol") is not None:
                 own["protocol"] = Protocol(**own["protocol"])
             for name in ("held_out", "second"):
@@ -217,9 +213,8 @@ class Report:
             lines.append("  what was lost was not measured")
         if self.second is not None:
             lines.append(f"  {self.second_name or 'another text'}: {self.second}")
-        for probe in self.probes:
-            chance = "" if probe.chance is None else f" (guessing: {probe.chance:.3g})"
-            lines.append(f"  {probe.name}: {probe.before:.3g} -> {probe.after:.3g}{chance}")
+        if self.probes is not None:
+            lines += [f"  {line}" for line in str(self.probes).splitlines()]
         lines += [f"  warning: {text}" for text in self.warnings]
         lines += [f"  not checked: {text}" for text in self.not_checked]
         return "\n".join(lines)
@@ -234,13 +229,22 @@ def size(count: float) -> str:
     return f"{count:.3g} GB"
 
 
+def _probes(facts: dict[str, Any]) -> Probes:
+    """What `Probes.to_dict` wrote."""
+    results = []
+    for one in facts["results"]:
+        own = {name: one[name] for name in Probe.__dataclass_fields__}
+        results.append(Probe(**own | {name: Score(**own[name]) for name in ("before", "after", "chance")}))
+    return Probes(results, dict(facts["refused"]))
+
+
 def _from(before: str, share: float | None) -> str:
     return f"from {before}" + ("" if share is None else f", {100 * (share - 1):+.0f} %")
 
 
 def plain(value: Any) -> Any:
     """As JSON has it."""
-    if isinstance(value, Comparison):
+    if isinstance(value, Comparison | Probes):
         return plain(value.to_dict())
     if hasattr(value, "__dataclass_fields__"):
         return plain(asdict(value))

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from modicum.retrofit.compare import Comparison
-from modicum.retrofit.pictures import frontier_svg, layer_errors_svg
+from modicum.retrofit.pictures import edit_errors_svg, frontier_svg
 
 if TYPE_CHECKING:
     from modicum.retrofit.report import Report
@@ -70,8 +70,8 @@ def body(report: Report) -> str:
         _picture(
             "What the plan chose from", [p for p in report.frontier if p.loss is not None], frontier_svg
         ),
-        _picture("Relative error by layer", report.layers, layer_errors_svg),
-        _layers(report),
+        _picture("Share of each output that was lost, by layer", report.errors, edit_errors_svg),
+        _errors(report),
         _sizes(report),
         _speeds(report),
         _run(report),
@@ -147,21 +147,50 @@ def _loss(name: str, c: Comparison) -> list[str]:
 
 
 def _probes(report: Report) -> str:
-    rows = [[p.name, _number(p.before), _number(p.after), _number(p.chance)] for p in report.probes]
-    return _section("Probes", ["task", "before", "after", "by guessing"], rows)
+    if report.probes is None:
+        return ""
+    rows = [
+        [
+            p.name + ("" if p.able else " (no better than chance before: shows nothing)"),
+            str(p.items),
+            *(f"{100 * score.accuracy:.1f} %" for score in (p.before, p.after, p.chance)),
+            *(_number(score.nll) for score in (p.before, p.after, p.chance)),
+        ]
+        for p in report.probes.results
+    ]
+    heads = ["task", "items", "right before", "after", "by chance", "nll before", "after", "by chance"]
+    refused = "".join(
+        f'<p class="soft">{html.escape(name)} was not asked: {html.escape(why)}</p>'
+        for name, why in report.probes.refused.items()
+    )
+    return f"<h2>Probes</h2>{_table(heads, rows)}{refused}"
 
 
 def _picture(title: str, what: Sequence[Any], draw: Any) -> str:
     return f'<h2>{title}</h2><div class="wide">{draw(what)}</div>' if what else ""
 
 
-def _layers(report: Report) -> str:
-    if not report.layers:
+def _errors(report: Report) -> str:
+    if not report.errors:
         return ""
-    heads = ["layer", "edit", "kind", "before", "after", "held out", "damping", "condition"]
+    heads = [
+        "layer",
+        "edit",
+        "module",
+        "before",
+        "after",
+        "held out: before",
+        "after",
+        "damping",
+        "condition",
+    ]
     rows = [
-        [str(e.layer), e.edit, e.kind, *map(_number, (e.before, e.after, e.held_out, e.damping, e.condition))]
-        for e in report.layers
+        [str(e.layer), e.edit, e.module]
+        + [
+            _number(value)
+            for value in (e.before, e.after, e.held_out_before, e.held_out_after, e.damping, e.condition)
+        ]
+        for e in report.errors
     ]
     return f"<details><summary>as numbers</summary>{_table(heads, rows)}</details>"
 
