@@ -32,7 +32,7 @@ gap:10px;margin:18px 0}
 font-size:14px;color:inherit}
 .mo-report th,.mo-report td{padding:4px 10px;text-align:right;border-bottom:1px solid var(--line);
 background:none;color:inherit}
-.mo-report th{color:var(--soft);font-weight:500}
+.mo-report th{color:var(--soft);font-weight:500}.mo-report td:not(:first-child){white-space:nowrap}
 .mo-report th:first-child,.mo-report td:first-child{text-align:left;padding-left:0}
 .mo-report .warn{border-left:3px solid var(--warn);padding:4px 12px;margin:8px 0}
 .mo-report .warn b{color:var(--warn)}
