@@ -6,7 +6,9 @@ from modicum.retrofit.compare import Comparison, Perplexity, compare, perplexity
 from modicum.retrofit.cost_model import CostModel
 from modicum.retrofit.kv_merge import KvMerge, KvStatistics, merge_kv
 from modicum.retrofit.own_text import OwnText
+from modicum.retrofit.pictures import Point, edit_errors_svg, frontier_svg
 from modicum.retrofit.quantize import QuantizedKind, QuantizeReport, quantize
+from modicum.retrofit.report import EditError, KindBytes, Protocol, Report
 from modicum.retrofit.rounding import Rounded, gptq, packed_tensors, quantization_config, round_nearest
 from modicum.retrofit.scales import AwqScales, awq_scales, grouped_query_sources, smooth_scales
 from modicum.retrofit.shapes import Format, Shape, write_random
@@ -17,15 +19,20 @@ __all__ = [
     "Calibration",
     "Comparison",
     "CostModel",
+    "EditError",
     "Format",
+    "KindBytes",
     "KvMerge",
     "KvStatistics",
     "OwnText",
     "Perplexity",
+    "Point",
+    "Protocol",
     "QuantizeReport",
     "QuantizedKind",
     "Rate",
     "Ratio",
+    "Report",
     "Rounded",
     "Shape",
     "SourceUse",
@@ -33,6 +40,8 @@ __all__ = [
     "SpeedChange",
     "awq_scales",
     "compare",
+    "edit_errors_svg",
+    "frontier_svg",
     "gptq",
     "grouped_query_sources",
     "measure",
