@@ -7,27 +7,39 @@ from modicum.retrofit.cost_model import CostModel
 from modicum.retrofit.kv_merge import KvMerge, KvStatistics, merge_kv
 from modicum.retrofit.own_text import OwnText
 from modicum.retrofit.pictures import Point, edit_errors_svg, frontier_svg
+from modicum.retrofit.plan import Depth, Ffn, Kv, LowRank, Plan, Quantize, Window
+from modicum.retrofit.planned import Considered, Planned
+from modicum.retrofit.planner import plan
 from modicum.retrofit.quantize import QuantizedKind, QuantizeReport, quantize
 from modicum.retrofit.report import EditError, KindBytes, Protocol, Report
 from modicum.retrofit.rounding import Rounded, gptq, packed_tensors, quantization_config, round_nearest
 from modicum.retrofit.scales import AwqScales, awq_scales, grouped_query_sources, smooth_scales
 from modicum.retrofit.shapes import Format, Shape, write_random
 from modicum.retrofit.speed import Rate, Ratio, Speed, SpeedChange, measure, measure_shapes
+from modicum.retrofit.targets import Target, parse_target
 
 __all__ = [
     "AwqScales",
     "Calibration",
     "Comparison",
+    "Considered",
     "CostModel",
+    "Depth",
     "EditError",
+    "Ffn",
     "Format",
     "KindBytes",
+    "Kv",
     "KvMerge",
     "KvStatistics",
+    "LowRank",
     "OwnText",
     "Perplexity",
+    "Plan",
+    "Planned",
     "Point",
     "Protocol",
+    "Quantize",
     "QuantizeReport",
     "QuantizedKind",
     "Rate",
@@ -38,6 +50,8 @@ __all__ = [
     "SourceUse",
     "Speed",
     "SpeedChange",
+    "Target",
+    "Window",
     "awq_scales",
     "compare",
     "edit_errors_svg",
@@ -48,7 +62,9 @@ __all__ = [
     "measure_shapes",
     "merge_kv",
     "packed_tensors",
+    "parse_target",
     "perplexity",
+    "plan",
     "probes",
     "quantization_config",
     "quantize",
