@@ -14,6 +14,7 @@
 #include <modicum/model/model.hpp>
 #include <modicum/retrofit/kv_merge.hpp>
 #include <modicum/retrofit/kv_statistics.hpp>
+#include <modicum/retrofit/low_rank.hpp>
 #include <modicum/retrofit/quantize.hpp>
 #include <modicum/retrofit/round.hpp>
 #include <modicum/search/all_of.hpp>

@@ -55,4 +55,5 @@ PYBIND11_MODULE(_core, m) {
   modicum::python::bind_cag(m);
   modicum::python::bind_quantize(m);
   modicum::python::bind_kv_merge(m);
+  modicum::python::bind_low_rank(m);
 }
