@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// What becomes of a step's logits: log-softmax, and the best continuations of all beams. Vocabularies of
-// SmolLM2 (49152) and Qwen2.5 (151936); bytes/s counts each logit once.
+// What becomes of a step's logits: log-softmax. Vocabularies of SmolLM2 (49152) and Qwen2.5
+// (151936); bytes/s counts each logit once.
 #include <cstdint>
 #include <vector>
 
 #include <benchmark/benchmark.h>
 
 #include <modicum/decode/log_softmax.hpp>
-#include <modicum/search/scores.hpp>
 
 #include "support.hpp"
 
@@ -32,23 +31,7 @@ void log_softmax(benchmark::State& state) {
   count_bytes(state, logits.size());
 }
 
-/// The best 2 · beams over all beams, as beam search asks for them.
-void best_continuations(benchmark::State& state) {
-  const auto vocabulary = static_cast<std::size_t>(state.range(0));
-  const auto beams = static_cast<std::size_t>(state.range(1));
-  const auto logits = random_logits(vocabulary * beams);
-  for (auto _ : state) {
-    modicum::BestContinuations best(2 * beams);
-    for (std::size_t b = 0; b < beams; ++b) {
-      best.add(b, 0.0f, std::span(logits).subspan(b * vocabulary, vocabulary));
-    }
-    benchmark::DoNotOptimize(best.take());
-  }
-  count_bytes(state, logits.size());
-}
-
 BENCHMARK(log_softmax)->Arg(49152)->Arg(151936);
-BENCHMARK(best_continuations)->ArgsProduct({{49152, 151936}, {1, 4, 16}});
 
 }  // namespace
 

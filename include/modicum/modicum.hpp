@@ -12,11 +12,15 @@
 #include <modicum/io/checkpoint.hpp>
 #include <modicum/linalg/dense.hpp>
 #include <modicum/model/model.hpp>
+#include <modicum/retrofit/compare.hpp>
+#include <modicum/retrofit/gptq.hpp>
 #include <modicum/retrofit/kv_merge.hpp>
 #include <modicum/retrofit/kv_statistics.hpp>
 #include <modicum/retrofit/low_rank.hpp>
 #include <modicum/retrofit/quantize.hpp>
 #include <modicum/retrofit/round.hpp>
+#include <modicum/retrofit/round_matrix.hpp>
+#include <modicum/retrofit/scale_fold.hpp>
 #include <modicum/search/all_of.hpp>
 #include <modicum/search/beam.hpp>
 #include <modicum/search/beam_writer.hpp>

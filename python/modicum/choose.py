@@ -74,7 +74,7 @@ class Chooser:
         self._chat = chat
         _check(self.labels, template)
         ids = [model.tokenizer.encode(prefix + label, add_special_tokens=False) for label in self.labels]
-        self._trie = _LabelTrie(ids, model.config.eos_token_ids)
+        self._trie = LabelTrie(ids, model.config.eos_token_ids)
         self.temperature = 1.0
         self._bias = np.zeros(len(self.labels))
         if calibrate:
@@ -125,7 +125,7 @@ class Chooser:
         return self._trie.scores(self._model.tree().extend(ids))
 
 
-class _LabelTrie:
+class LabelTrie:
     """The labels' tokens as a trie, by depth."""
 
     def __init__(self, labels: Sequence[Sequence[int]], stop_ids: Sequence[int]) -> None:

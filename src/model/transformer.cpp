@@ -11,6 +11,8 @@
 #include <modicum/ops/elementwise.hpp>
 #include <modicum/ops/matmul.hpp>
 
+#include "rope_angles.hpp"
+
 namespace modicum {
 namespace {
 
@@ -349,13 +351,8 @@ void Transformer::fill_angles(const Pass& pass, std::size_t origin, std::size_t 
   for (std::size_t r = 0; r < count; ++r) {
     // Before a segment's first token nothing of it is seen, so what stands there does not matter.
     const std::size_t position = pass.rows[first + r].position;
-    const auto distance = static_cast<float>(position >= origin ? position - origin : 0);
-    for (std::size_t i = 0; i < half; ++i) {
-      // The angle is rounded to f32 as in transformers; its cosine is then exact to f32.
-      const double angle = static_cast<double>(distance * inverse_frequencies_[i]);
-      cos[r * half + i] = static_cast<float>(std::cos(angle)) * scale;
-      sin[r * half + i] = static_cast<float>(std::sin(angle)) * scale;
-    }
+    const std::size_t distance = position >= origin ? position - origin : 0;
+    rope_angles(inverse_frequencies_, distance, scale, cos + r * half, sin + r * half);
   }
 }
 

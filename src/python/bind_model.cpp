@@ -89,6 +89,14 @@ std::optional<std::string> quantization(const Model& model) {
 
 void bind_config(py::module_& m) {
   py::class_<ModelConfig>(m, "ModelConfig", "What config.json says of the model, in transformers' names.")
+      .def_static(
+          "parse", [](const std::string& text) { return parse_model_config(text); }, py::arg("text"),
+          R"(Reads the text of a config.json; what is absent has the default of its kind of model.
+
+Raises
+------
+FormatError, Unsupported
+    Naming the field.)")
       .def_readonly("model_type", &ModelConfig::model_type)
       .def_readonly("hidden_size", &ModelConfig::hidden_size)
       .def_readonly("intermediate_size", &ModelConfig::intermediate_size)
@@ -100,6 +108,8 @@ void bind_config(py::module_& m) {
       .def_readonly("max_position_embeddings", &ModelConfig::max_position_embeddings)
       .def_readonly("rms_norm_eps", &ModelConfig::rms_norm_eps)
       .def_readonly("qkv_bias", &ModelConfig::qkv_bias)
+      .def_readonly("o_bias", &ModelConfig::o_bias)
+      .def_readonly("mlp_bias", &ModelConfig::mlp_bias)
       .def_readonly("qk_norm", &ModelConfig::qk_norm)
       .def_readonly("tie_word_embeddings", &ModelConfig::tie_word_embeddings)
       .def_readonly("sliding_window", &ModelConfig::sliding_window,

@@ -24,9 +24,12 @@ void bind_machine(py::module_& m);
 void bind_model(py::module_& m);
 void bind_decode(py::module_& m);
 void bind_cag(py::module_& m);
+void bind_compare(py::module_& m);
 void bind_quantize(py::module_& m);
+void bind_retrofit(py::module_& m);
 void bind_kv_merge(py::module_& m);
 void bind_low_rank(py::module_& m);
+void bind_round(py::module_& m);
 void bind_search(py::module_& m);
 void bind_lexicon(py::module_& m);
 

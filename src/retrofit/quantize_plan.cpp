@@ -12,30 +12,18 @@
 
 #include "../base/json.hpp"
 #include "../base/quote.hpp"
+#include "assemble.hpp"
+#include "packed_linear.hpp"
 
 namespace modicum::retrofit {
 namespace {
 
 constexpr std::string_view kOp = "quantize";
 constexpr const char* kEmbedding = "model.embed_tokens.weight";
-/// The release whose layout of config.json and tensors is written.
-constexpr const char* kCompressedTensors = "0.20.0";
-
-void check_bits(const char* option, std::size_t bits) {
-  if (bits == 4 || bits == 8) return;
-  fail({.op = kOp, .what = option, .expected = "4 or 8", .got = std::to_string(bits)});
-}
 
 void check_options(const QuantizeOptions& options) {
-  check_bits("bits", options.bits);
-  if (options.head_bits) check_bits("bits of the head", *options.head_bits);
-  const bool by_rows = options.group == 0 && options.bits == 8 && options.head_bits.value_or(8) == 8;
-  if (!by_rows && (options.group == 0 || options.group % kQuantGroup != 0)) {
-    fail({.op = kOp,
-          .what = "group",
-          .expected = "a multiple of " + std::to_string(kQuantGroup) + ", or whole rows with 8 bits",
-          .got = std::to_string(options.group)});
-  }
+  check_layout(kOp, "linear layers", options.bits, options.group);
+  if (options.head_bits) check_layout(kOp, "the head", *options.head_bits, options.group);
 }
 
 /// The linear layers of each decoder layer by the name of their tensor.
@@ -65,21 +53,6 @@ std::map<std::string, QuantizeStep, std::less<>> linear_layers(const ModelConfig
   return layers;
 }
 
-/// Names of all tensors in the order of their bytes, file after file.
-std::vector<std::string> stored_order(const Checkpoint& from) {
-  std::vector<std::string> order;
-  for (const SafetensorsFile& file : from.files()) {
-    std::vector<std::pair<std::uint64_t, std::string>> names;
-    for (const auto& [name, info] : file.header().tensors) {
-      const bool used = from.contains(name) && from.bytes(name).data() == file.bytes(name).data();
-      if (used) names.emplace_back(info.begin, name);
-    }
-    std::sort(names.begin(), names.end());
-    for (auto& [begin, name] : names) order.push_back(std::move(name));
-  }
-  return order;
-}
-
 QuantizeStep head_step(const Checkpoint& from, std::size_t bits) {
   const ModelConfig& config = from.config();
   return {.source = config.tie_word_embeddings ? kEmbedding : "lm_head.weight",
@@ -103,27 +76,6 @@ void check_head(const Checkpoint& from, const QuantizeOptions& options) {
        .expected = "a multiple of the group of " + std::to_string(options.group) + " (rows: of 32)",
        .got = "one that is not",
        .todo = "keep the head, or take a smaller group"});
-}
-
-Json scheme_json(std::vector<std::string> targets, std::size_t bits, std::size_t group) {
-  if (group == 0) {
-    const Json integers = {{"num_bits", 8}, {"type", "int"}, {"symmetric", true}};
-    Json weights = integers, activations = integers;
-    weights.update({{"strategy", "channel"}, {"dynamic", false}});
-    activations.update({{"strategy", "token"}, {"dynamic", true}});
-    return {{"targets", std::move(targets)},
-            {"weights", weights},
-            {"input_activations", activations},
-            {"output_activations", nullptr},
-            {"format", "int-quantized"}};
-  }
-  const Json weights = {{"num_bits", bits},    {"type", "int"},    {"symmetric", true},
-                        {"strategy", "group"}, {"dynamic", false}, {"group_size", group}};
-  return {{"targets", std::move(targets)},
-          {"weights", weights},
-          {"input_activations", nullptr},
-          {"output_activations", nullptr},
-          {"format", "pack-quantized"}};
 }
 
 }  // namespace
@@ -181,13 +133,7 @@ QuantizePlan make_plan(const Checkpoint& from, const QuantizeOptions& options) {
 std::vector<TensorSpec> outputs_of(const QuantizeStep& step, const Checkpoint& from, std::size_t group) {
   const TensorInfo& info = from.info(step.source);
   if (step.bits == 0) return {{step.source, info.dtype, info.shape}};
-  if (group == 0) {
-    return {{step.module + ".weight", "I8", {step.rows, step.cols}},
-            {step.module + ".weight_scale", info.dtype, {step.rows, 1}}};
-  }
-  return {{step.module + ".weight_packed", "I32", {step.rows, step.cols * step.bits / 32}},
-          {step.module + ".weight_scale", info.dtype, {step.rows, step.cols / group}},
-          {step.module + ".weight_shape", "I64", {2}}};
+  return packed_specs({step.module, step.bits, group}, step.rows, step.cols, info.dtype);
 }
 
 std::string quantized_config(const Checkpoint& from, const QuantizePlan& plan,
@@ -196,23 +142,17 @@ std::string quantized_config(const Checkpoint& from, const QuantizePlan& plan,
   const std::string_view text(reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size());
   nlohmann::ordered_json config = nlohmann::ordered_json::parse(text);
   std::vector<std::string> ignore = plan.kept;
-  Json groups = {{"group_0", scheme_json({"Linear"}, options.bits, options.group)}};
-  if (!options.head_bits) {
-    ignore.push_back("lm_head");
-  } else {
+  if (options.head_bits) {
     config["tie_word_embeddings"] = false;
-    if (*options.head_bits != options.bits) {
-      groups["group_1"] = scheme_json({"lm_head"}, *options.head_bits, options.group);
-    }
+  } else {
+    ignore.push_back("lm_head");
   }
-  config["quantization_config"] = {{"quant_method", "compressed-tensors"},
-                                   {"version", kCompressedTensors},
-                                   {"format", options.group == 0 ? "int-quantized" : "pack-quantized"},
-                                   {"quantization_status", "compressed"},
-                                   {"config_groups", groups},
-                                   {"ignore", ignore},
-                                   {"kv_cache_scheme", nullptr},
-                                   {"global_compression_ratio", nullptr}};
+  std::vector<QuantizedModule> modules;
+  for (const QuantizeStep& step : plan.steps) {
+    if (step.bits != 0) modules.push_back({step.module, step.bits, options.group});
+  }
+  config["quantization_config"] =
+      nlohmann::ordered_json::parse(quantization_json(modules, std::move(ignore)));
   return config.dump(2) + "\n";
 }
 

@@ -5,6 +5,8 @@
 
 #include <modicum/retrofit/round.hpp>
 
+#include "nearest.hpp"
+
 namespace modicum::retrofit {
 namespace {
 
@@ -40,13 +42,6 @@ float largest(std::span<const float> weights) {
   return *std::find_if(weights.begin(), weights.end(), [&](float w) { return std::abs(w) == most; });
 }
 
-/// To an integer, ties to even, for magnitudes below 2^22. Unlike nearbyint it becomes vector code
-/// everywhere.
-float rounded(float x) {
-  constexpr float kShift = 12582912.0f;  // 1.5 · 2^23
-  return (x + kShift) - kShift;
-}
-
 /// Σ (w / scale − q)². Not squared in units of w, which could overflow.
 float squared_error(std::span<const float> weights, float inverse, float lowest, float highest) {
   float sums[kLanes] = {};
@@ -54,7 +49,7 @@ float squared_error(std::span<const float> weights, float inverse, float lowest,
     for (std::size_t j = 0; j < kLanes; ++j) {
       const float exact = weights[i + j] * inverse;
       const float bounded = std::min(std::max(exact, lowest), highest);
-      const float error = exact - rounded(bounded);
+      const float error = exact - nearest(bounded);
       sums[j] += error * error;
     }
   }
@@ -87,10 +82,7 @@ float round_group(std::span<const float> weights, std::size_t bits, DType scale_
                   std::span<std::int8_t> integers) {
   const float scale = best_scale(weights, bits, scale_dtype);
   const auto half = static_cast<float>(1u << (bits - 1));
-  for (std::size_t i = 0; i < weights.size(); ++i) {
-    const float bounded = std::min(std::max(weights[i] / scale, -half), half - 1.0f);
-    integers[i] = static_cast<std::int8_t>(rounded(bounded));
-  }
+  for (std::size_t i = 0; i < weights.size(); ++i) integers[i] = nearest_integer(weights[i], scale, half);
   return scale;
 }
 

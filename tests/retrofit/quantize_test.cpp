@@ -260,7 +260,7 @@ TEST_CASE("options that make no sense are refused before anything is written") {
     CHECK_THROWS_AS(run(from, directory / "out", options), InvalidArgument);
     CHECK_THROWS_WITH(run(from, directory / "out", options), Contains(text));
   };
-  refuses({.bits = 5}, "bits: expected 4 or 8, got 5");
+  refuses({.bits = 5}, "bits of linear layers: expected 4 or 8, got 5");
   refuses({.bits = 4, .group = 0}, "group");
   refuses({.group = 0, .head_bits = 4}, "group");
   refuses({.group = 48}, "a multiple of 32, or whole rows with 8 bits, got 48");

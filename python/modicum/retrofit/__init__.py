@@ -1,16 +1,51 @@
 """A pretrained model made cheaper: functions from one Hugging Face directory to another."""
 
-from modicum._core import low_rank, round_rows
+from modicum._core import low_rank
+from modicum.retrofit import probes
+from modicum.retrofit.calibration import Calibration, SourceUse
+from modicum.retrofit.compare import Comparison, Perplexity, compare, perplexity
+from modicum.retrofit.cost_model import CostModel
 from modicum.retrofit.kv_merge import KvMerge, KvStatistics, merge_kv
+from modicum.retrofit.own_text import OwnText
 from modicum.retrofit.quantize import QuantizedKind, QuantizeReport, quantize
+from modicum.retrofit.rounding import Rounded, gptq, packed_tensors, quantization_config, round_nearest
+from modicum.retrofit.scales import AwqScales, awq_scales, grouped_query_sources, smooth_scales
+from modicum.retrofit.shapes import Format, Shape, write_random
+from modicum.retrofit.speed import Rate, Ratio, Speed, SpeedChange, measure, measure_shapes
 
 __all__ = [
+    "AwqScales",
+    "Calibration",
+    "Comparison",
+    "CostModel",
+    "Format",
     "KvMerge",
     "KvStatistics",
+    "OwnText",
+    "Perplexity",
     "QuantizeReport",
     "QuantizedKind",
+    "Rate",
+    "Ratio",
+    "Rounded",
+    "Shape",
+    "SourceUse",
+    "Speed",
+    "SpeedChange",
+    "awq_scales",
+    "compare",
+    "gptq",
+    "grouped_query_sources",
     "low_rank",
+    "measure",
+    "measure_shapes",
     "merge_kv",
+    "packed_tensors",
+    "perplexity",
+    "probes",
+    "quantization_config",
     "quantize",
-    "round_rows",
+    "round_nearest",
+    "smooth_scales",
+    "write_random",
 ]
