@@ -16,6 +16,7 @@
 #include <modicum/retrofit/gptq.hpp>
 #include <modicum/retrofit/kv_merge.hpp>
 #include <modicum/retrofit/kv_statistics.hpp>
+#include <modicum/retrofit/low_rank.hpp>
 #include <modicum/retrofit/quantize.hpp>
 #include <modicum/retrofit/round.hpp>
 #include <modicum/retrofit/round_matrix.hpp>

@@ -283,6 +283,13 @@ void check_plan(const Plan& plan, const ModelConfig& config) {
                        .got = "a model that is quantised already",
                        .todo = "start from the model that it was made of"});
   }
+  if (config.low_rank) {
+    fail<Unsupported>({.op = kOp,
+                       .what = "model",
+                       .expected = "linear layers of one matrix each",
+                       .got = "layers of low rank",
+                       .todo = "start from the model that it was made of"});
+  }
   if (plan.depth) check_depth(*plan.depth, config);
   if (plan.window) check_window(*plan.window, config);
   if (plan.kv) check_kv(*plan.kv, config);

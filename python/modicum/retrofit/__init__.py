@@ -1,5 +1,6 @@
 """A pretrained model made cheaper: functions from one Hugging Face directory to another."""
 
+from modicum._core import low_rank
 from modicum.retrofit import probes
 from modicum.retrofit.calibration import Calibration, SourceUse
 from modicum.retrofit.compare import Comparison, Perplexity, compare, perplexity
@@ -44,6 +45,7 @@ __all__ = [
     "frontier_svg",
     "gptq",
     "grouped_query_sources",
+    "low_rank",
     "measure",
     "measure_shapes",
     "merge_kv",
