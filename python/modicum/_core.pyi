@@ -7,11 +7,7 @@ import numpy
 import numpy.typing
 import os
 import typing
-<<<<<<< HEAD
-__all__: list[str] = ['ABSTAIN_BELOW', 'AllOf', 'Answer', 'BeamHypothesis', 'BeamMode', 'BeamOptions', 'BeamResult', 'BeamStats', 'Branch', 'BuildOptions', 'Cancelled', 'Citation', 'Constraint', 'ContextOverflow', 'Corrupt', 'Cost', 'DeviceError', 'Document', 'EarlyStopping', 'Error', 'Expected', 'FingerprintMismatch', 'FormatError', 'GenerateResult', 'InvalidArgument', 'IoError', 'Knowledge', 'KvStatistics', 'Lexicon', 'MachineLimits', 'Model', 'ModelConfig', 'ModelScores', 'OutOfMemory', 'PhraseConstraint', 'PythonConstraint', 'SequenceBias', 'Session', 'StreamDecoder', 'TextStream', 'Tokenizer', 'Unsupported', 'WhenFull', 'active_isa', 'adopt_knowledge', 'beam', 'beam_over', 'build_knowledge', 'extend', 'generate', 'inspect_knowledge', 'lexicon_of_ids', 'lexicon_of_texts', 'logits', 'machine_limits', 'merge_kv', 'open_lexicon', 'plan_knowledge', 'quantize', 'read_bandwidth', 'round_rows', 'shared_prompt_ids', 'supported_isas', 'update_knowledge', 'verify_knowledge', 'warp']
-=======
-__all__: list[str] = ['ABSTAIN_BELOW', 'AllOf', 'Answer', 'BeamHypothesis', 'BeamMode', 'BeamOptions', 'BeamResult', 'BeamStats', 'Branch', 'BuildOptions', 'Cancelled', 'Citation', 'Constraint', 'ContextOverflow', 'Corrupt', 'Cost', 'DeviceError', 'Document', 'EarlyStopping', 'Error', 'Expected', 'FingerprintMismatch', 'FormatError', 'GenerateResult', 'InvalidArgument', 'IoError', 'Knowledge', 'Lexicon', 'MachineLimits', 'Model', 'ModelConfig', 'ModelScores', 'OutOfMemory', 'PhraseConstraint', 'PythonConstraint', 'SequenceBias', 'Session', 'StreamDecoder', 'TextStream', 'Tokenizer', 'Unsupported', 'WhenFull', 'active_isa', 'adopt_knowledge', 'beam', 'beam_over', 'build_knowledge', 'compare', 'extend', 'generate', 'inspect_knowledge', 'lexicon_of_ids', 'lexicon_of_texts', 'logits', 'machine_limits', 'open_lexicon', 'perplexity', 'plan_knowledge', 'quantize', 'read_bandwidth', 'round_rows', 'shared_prompt_ids', 'supported_isas', 'update_knowledge', 'verify_knowledge', 'warp']
->>>>>>> he
+__all__: list[str] = ['ABSTAIN_BELOW', 'AllOf', 'Answer', 'BeamHypothesis', 'BeamMode', 'BeamOptions', 'BeamResult', 'BeamStats', 'Branch', 'BuildOptions', 'Cancelled', 'Citation', 'Constraint', 'ContextOverflow', 'Corrupt', 'Cost', 'DeviceError', 'Document', 'EarlyStopping', 'Error', 'Expected', 'FingerprintMismatch', 'FormatError', 'GenerateResult', 'InvalidArgument', 'IoError', 'Knowledge', 'Lexicon', 'MachineLimits', 'Model', 'ModelConfig', 'ModelScores', 'OutOfMemory', 'PhraseConstraint', 'PythonConstraint', 'SequenceBias', 'Session', 'StreamDecoder', 'TextStream', 'Tokenizer', 'Unsupported', 'WhenFull', 'active_isa', 'adopt_knowledge', 'awq_scales', 'beam', 'beam_over', 'build_knowledge', 'extend', 'generate', 'gptq', 'grouped_query_sources', 'inspect_knowledge', 'lexicon_of_ids', 'lexicon_of_texts', 'logits', 'machine_limits', 'open_lexicon', 'pack_linear', 'plan_knowledge', 'quantization_json', 'quantize', 'read_bandwidth', 'round_nearest', 'shared_prompt_ids', 'smooth_scales', 'supported_isas', 'update_knowledge', 'verify_knowledge', 'warp']
 class Error(Exception):
     """
     Root of everything that modicum raises.
@@ -151,16 +147,6 @@ class ModelConfig:
     """
     What config.json says of the model, in transformers' names.
     """
-    @staticmethod
-    def parse(text: str) -> ModelConfig:
-        """
-        Reads the text of a config.json; what is absent has the default of its kind of model.
-        
-        Raises
-        ------
-        FormatError, Unsupported
-            Naming the field.
-        """
     def __repr__(self) -> str:
         ...
     @property
@@ -182,9 +168,6 @@ class ModelConfig:
     def max_position_embeddings(self) -> int:
         ...
     @property
-    def mlp_bias(self) -> bool:
-        ...
-    @property
     def model_type(self) -> str:
         ...
     @property
@@ -195,9 +178,6 @@ class ModelConfig:
         ...
     @property
     def num_key_value_heads(self) -> int:
-        ...
-    @property
-    def o_bias(self) -> bool:
         ...
     @property
     def qk_norm(self) -> bool:
@@ -998,59 +978,19 @@ class Expected:
     @property
     def value(self) -> int:
         ...
-class KvStatistics:
-    """
-    Second moments of one attention layer's queries, keys and values before RoPE.
-    
-    What :func:`modicum.retrofit.merge_kv` reads. With κ_f = k_f + i k_{f+d/2}, the pair of dimensions that RoPE turns by
-    frequency f in the half-split layout of Hugging Face checkpoints: E[κ κᴴ] over KV heads, E|ρ|² of every query head,
-    and E[v vᵀ] of all values. Sums are float64, the same for any number of threads.
-    
-    Raises InvalidArgument where kv_heads does not divide heads, or head_dim is odd.
-    """
-    def __init__(self, *, heads: typing.SupportsInt | typing.SupportsIndex, kv_heads: typing.SupportsInt | typing.SupportsIndex, head_dim: typing.SupportsInt | typing.SupportsIndex) -> None:
-        ...
-    def key_gram(self, frequency: typing.SupportsInt | typing.SupportsIndex) -> typing.Annotated[numpy.typing.NDArray[numpy.complex128], "[m, n]"]:
-        """
-        E[κ κᴴ] of a frequency, complex128 [kv_heads, kv_heads].
-        """
-    def merge(self, other: KvStatistics) -> None:
-        """
-        Adds those of another text. Raises InvalidArgument where the heads differ.
-        """
-    def query_energy(self) -> typing.Annotated[numpy.typing.NDArray[numpy.float64], "[m, n]"]:
-        """
-        E|ρ|², float64 [head_dim / 2, heads].
-        """
-    def update(self, q: typing.Annotated[numpy.typing.ArrayLike, numpy.float32], k: typing.Annotated[numpy.typing.ArrayLike, numpy.float32], v: typing.Annotated[numpy.typing.ArrayLike, numpy.float32], *, threads: typing.SupportsInt | typing.SupportsIndex = 0) -> None:
-        """
-        Adds tokens: float32 q [tokens, heads · head_dim], k and v [tokens, kv_heads · head_dim].
-        
-        Outputs of q_proj, k_proj and v_proj, biases included, before RoPE. `threads` 0: every processor that this process may
-        use. Raises InvalidArgument for other shapes.
-        """
-    def value_gram(self) -> typing.Annotated[numpy.typing.NDArray[numpy.float64], "[m, n]"]:
-        """
-        E[v vᵀ], float64 [kv_heads · head_dim, kv_heads · head_dim].
-        """
-    @property
-    def count(self) -> int:
-        """
-        Tokens.
-        """
 def active_isa() -> str:
     """
     The instruction set whose kernels run: plain, avx2, avx512, avx512vnni, avx512bf16 or amx (MODICUM_ISA forces one).
     """
 def adopt_knowledge(model: Model, documents: collections.abc.Sequence[Document], path: os.PathLike | str | bytes, k: numpy.ndarray, v: numpy.ndarray, options: BuildOptions) -> Knowledge:
     ...
+def awq_scales(matrices: collections.abc.Sequence[typing.Annotated[numpy.typing.ArrayLike, numpy.float32]], gram: typing.Annotated[numpy.typing.ArrayLike, numpy.float64], magnitudes: typing.Annotated[numpy.typing.ArrayLike, numpy.float32] | None, *, bits: typing.SupportsInt | typing.SupportsIndex, group: typing.SupportsInt | typing.SupportsIndex, sources: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], scale_dtype: str, threads: typing.SupportsInt | typing.SupportsIndex) -> tuple:
+    ...
 def beam(start: Branch, prompts: collections.abc.Sequence[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]], options: BeamOptions, *, constraint: Constraint, progress: typing.Any, on_stable: typing.Any) -> list[BeamResult]:
     ...
 def beam_over(step: typing.Any, start_scores: typing.Annotated[numpy.typing.ArrayLike, numpy.float32], prompt: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], options: BeamOptions, *, constraint: Constraint, tokenizer: Tokenizer | None, progress: typing.Any, on_stable: typing.Any) -> BeamResult:
     ...
 def build_knowledge(model: Model, documents: collections.abc.Sequence[Document], path: os.PathLike | str | bytes, options: BuildOptions, progress: typing.Any) -> Knowledge:
-    ...
-def compare(teacher: Model, student: Model, sequences: typing.Annotated[numpy.typing.ArrayLike, numpy.int32], *, progress: typing.Any = None) -> dict:
     ...
 def extend(extensions: collections.abc.Sequence[tuple[Branch, collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]]], *, progress: typing.Any = None) -> list[Branch]:
     """
@@ -1059,6 +999,10 @@ def extend(extensions: collections.abc.Sequence[tuple[Branch, collections.abc.Se
     Keys and values that branches share are read from memory once for all of them. Returns the new leaves, in order.
     """
 def generate(start: Branch, prompt: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], *, max_new_tokens: typing.SupportsInt | typing.SupportsIndex, min_new_tokens: typing.SupportsInt | typing.SupportsIndex, stop_ids: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], stop: collections.abc.Sequence[str], temperature: typing.SupportsFloat | typing.SupportsIndex, top_k: typing.SupportsInt | typing.SupportsIndex, top_p: typing.SupportsFloat | typing.SupportsIndex, min_p: typing.SupportsFloat | typing.SupportsIndex, repetition_penalty: typing.SupportsFloat | typing.SupportsIndex, seed: typing.SupportsInt | typing.SupportsIndex, with_text: bool, callback: typing.Any) -> GenerateResult:
+    ...
+def gptq(weights: typing.Annotated[numpy.typing.ArrayLike, numpy.float32], gram: typing.Annotated[numpy.typing.ArrayLike, numpy.float64], *, bits: typing.SupportsInt | typing.SupportsIndex, group: typing.SupportsInt | typing.SupportsIndex, act_order: bool, damping: typing.SupportsFloat | typing.SupportsIndex, scale_dtype: str, threads: typing.SupportsInt | typing.SupportsIndex) -> tuple:
+    ...
+def grouped_query_sources(query_heads: typing.SupportsInt | typing.SupportsIndex, kv_heads: typing.SupportsInt | typing.SupportsIndex, head_dim: typing.SupportsInt | typing.SupportsIndex) -> list[int]:
     ...
 def inspect_knowledge(path: os.PathLike | str | bytes) -> dict:
     """
@@ -1078,13 +1022,13 @@ def machine_limits(*, threads: typing.SupportsInt | typing.SupportsIndex = 0) ->
     """
     Measures, for some tenths of a second, what this machine can do; `threads` 0 means every processor.
     """
-def merge_kv(q: typing.Annotated[numpy.typing.ArrayLike, numpy.float64], k: typing.Annotated[numpy.typing.ArrayLike, numpy.float64], v: typing.Annotated[numpy.typing.ArrayLike, numpy.float64], o: typing.Annotated[numpy.typing.ArrayLike, numpy.float64], statistics: KvStatistics, *, kv_heads: typing.SupportsInt | typing.SupportsIndex, method: str, grouping: str, q_bias: typing.Annotated[numpy.typing.ArrayLike, numpy.float64] | None, k_bias: typing.Annotated[numpy.typing.ArrayLike, numpy.float64] | None, v_bias: typing.Annotated[numpy.typing.ArrayLike, numpy.float64] | None, qk_norm: bool) -> dict:
-    ...
 def open_lexicon(path: os.PathLike | str | bytes, tokenizer_fingerprint: str) -> Lexicon:
     ...
-def perplexity(model: Model, sequences: typing.Annotated[numpy.typing.ArrayLike, numpy.int32], *, progress: typing.Any = None) -> dict:
+def pack_linear(integers: typing.Annotated[numpy.typing.ArrayLike, numpy.int8], scales: typing.Annotated[numpy.typing.ArrayLike, numpy.float32], *, bits: typing.SupportsInt | typing.SupportsIndex, group: typing.SupportsInt | typing.SupportsIndex, scale_dtype: str) -> list[bytes]:
     ...
 def plan_knowledge(model: Model, documents: collections.abc.Sequence[Document], options: BuildOptions) -> dict:
+    ...
+def quantization_json(modules: collections.abc.Sequence[tuple[str, typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex]], ignore: collections.abc.Sequence[str]) -> str:
     ...
 def quantize(source: os.PathLike | str | bytes, out: os.PathLike | str | bytes, *, bits: typing.SupportsInt | typing.SupportsIndex, group: typing.SupportsInt | typing.SupportsIndex, head_bits: typing.SupportsInt | typing.SupportsIndex | None, threads: typing.SupportsInt | typing.SupportsIndex, progress: typing.Any) -> dict:
     ...
@@ -1094,17 +1038,14 @@ def read_bandwidth(*, threads: typing.SupportsInt | typing.SupportsIndex = 0, si
     
     Choose the size of what will be read: less may lie in a cache.
     """
-def round_rows(weights: typing.Annotated[numpy.typing.ArrayLike, numpy.float32], *, bits: typing.SupportsInt | typing.SupportsIndex, group: typing.SupportsInt | typing.SupportsIndex = 32, scale_dtype: str = 'bf16') -> tuple:
-    """
-    Rounds float32 weights [rows, cols] as `quantize` does.
-    
-    Returns (int8 [rows, cols], float32 scales [rows, cols / group]): weights ≈ integers · scales, with a scale for each
-    `group` columns that `scale_dtype` holds exactly. Weights must be finite.
-    """
+def round_nearest(weights: typing.Annotated[numpy.typing.ArrayLike, numpy.float32], gram: typing.Annotated[numpy.typing.ArrayLike, numpy.float64] | None, *, bits: typing.SupportsInt | typing.SupportsIndex, group: typing.SupportsInt | typing.SupportsIndex, scale_dtype: str, threads: typing.SupportsInt | typing.SupportsIndex) -> tuple:
+    ...
 def shared_prompt_ids(model: Model, documents: collections.abc.Sequence[Document], options: BuildOptions) -> list[int]:
     """
     The tokens of a joint cache.
     """
+def smooth_scales(matrices: collections.abc.Sequence[typing.Annotated[numpy.typing.ArrayLike, numpy.float32]], largest: typing.Annotated[numpy.typing.ArrayLike, numpy.float32], *, alpha: typing.SupportsFloat | typing.SupportsIndex, sources: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]) -> numpy.typing.NDArray[numpy.float32]:
+    ...
 def supported_isas() -> list[str]:
     ...
 def update_knowledge(model: Model, path: os.PathLike | str | bytes, put: collections.abc.Sequence[Document], remove: collections.abc.Sequence[str], progress: typing.Any, expected: Expected) -> dict:

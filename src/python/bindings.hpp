@@ -28,6 +28,7 @@ void bind_compare(py::module_& m);
 void bind_quantize(py::module_& m);
 void bind_retrofit(py::module_& m);
 void bind_kv_merge(py::module_& m);
+void bind_round(py::module_& m);
 void bind_search(py::module_& m);
 void bind_lexicon(py::module_& m);
 

@@ -57,4 +57,5 @@ PYBIND11_MODULE(_core, m) {
   modicum::python::bind_retrofit(m);
   modicum::python::bind_kv_merge(m);
   modicum::python::bind_compare(m);
+  modicum::python::bind_round(m);
 }

@@ -2,8 +2,6 @@
 #include "assemble.hpp"
 
 #include <algorithm>
-#include <charconv>
-#include <optional>
 #include <set>
 #include <span>
 #include <string_view>
@@ -18,7 +16,6 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr std::string_view kOp = "retrofit.write";
-constexpr std::string_view kLayers = "model.layers.";
 constexpr std::size_t kCopyBytes = std::size_t{16} << 20;
 constexpr std::uint64_t kAlignment = 64;
 
@@ -29,16 +26,6 @@ struct Output {
   std::uint64_t size = 0;
 };
 
-/// The layer that "model.layers.12.…" belongs to.
-std::optional<std::size_t> layer_of(std::string_view tensor) {
-  if (!tensor.starts_with(kLayers)) return std::nullopt;
-  std::size_t layer = 0;
-  const char* const begin = tensor.data() + kLayers.size();
-  const auto [end, code] = std::from_chars(begin, tensor.data() + tensor.size(), layer);
-  const bool whole = code == std::errc() && end != tensor.data() + tensor.size() && *end == '.';
-  return whole ? std::optional(layer) : std::nullopt;
-}
-
 /// The module of a tensor: its name without the last part.
 std::string module_of_tensor(const std::string& name) {
   return name.substr(0, name.rfind('.'));
@@ -47,15 +34,16 @@ std::string module_of_tensor(const std::string& name) {
 class Assembly {
  public:
   Assembly(const Checkpoint& from, const Plan& plan, const std::map<std::size_t, LayerRecord>& records)
-      : from_(from) {
-    const std::vector<std::size_t> kept = kept_layers(from.config(), plan);
-    for (std::size_t i = 0; i < kept.size(); ++i) position_[kept[i]] = i;
+      : from_(from), plan_(plan) {
     for (const auto& [layer, record] : records) {
       if (record.file) {
         for (const auto& [name, info] : record.file->header().tensors) new_[name] = &*record.file;
       }
     }
     for (const std::string& name : stored_order(from)) take(name);
+    for (const auto& [name, file] : new_) {
+      if (!taken_.contains(name)) add(name, file->info(name), file->bytes(name));
+    }
     for (TensorSpec& spec : zero_biases(from, plan)) add(std::move(spec), {});
     // Whatever begins a multiple of a cache line into the file stays aligned behind tensors of such sizes.
     std::stable_sort(outputs_.begin(), outputs_.end(), [](const Output& a, const Output& b) {
@@ -73,18 +61,12 @@ class Assembly {
   }
 
   void add(const std::string& name, const TensorInfo& info, std::span<const std::byte> bytes) {
-    std::string written = name;
-    if (const auto layer = layer_of(name)) {
-      const std::string rest = name.substr(kLayers.size() + std::to_string(*layer).size());
-      written = std::string(kLayers) + std::to_string(position_.at(*layer)) + rest;
-    }
-    add({std::move(written), info.dtype, info.shape}, bytes);
+    add({output_name(name, from_.config(), plan_), info.dtype, info.shape}, bytes);
   }
 
   /// A tensor of the source, or what replaces it: all new tensors of its module come where the first stood.
   void take(const std::string& name) {
-    const auto layer = layer_of(name);
-    if (layer && !position_.contains(*layer)) return;
+    if (output_name(name, from_.config(), plan_).empty()) return;
     const std::string module = module_of_tensor(name);
     bool replaced = new_.contains(name);
     for (auto entry = new_.lower_bound(module + "."); entry != new_.end(); ++entry) {
@@ -99,7 +81,7 @@ class Assembly {
   }
 
   const Checkpoint& from_;
-  std::map<std::size_t, std::size_t> position_;  ///< of a layer of the source in the output
+  const Plan& plan_;
   std::map<std::string, const SafetensorsFile*> new_;
   std::set<std::string> taken_;
   std::vector<Output> outputs_;

@@ -7,6 +7,8 @@
 #include <modicum/base/error.hpp>
 #include <modicum/tensor/matrix.hpp>
 
+#include "../base/json.hpp"
+
 namespace modicum::retrofit {
 namespace {
 
@@ -43,7 +45,8 @@ struct Scheme {
   std::vector<std::string> modules;
 };
 
-/// In order of first appearance, but for the largest, which comes first.
+/// In order of first appearance, but for the largest, which comes last: compressed-tensors takes the first
+/// target that matches, and warns of names that "Linear" was before.
 std::vector<Scheme> schemes_of(std::span<const QuantizedModule> modules) {
   std::vector<Scheme> schemes;
   for (const QuantizedModule& module : modules) {
@@ -55,7 +58,7 @@ std::vector<Scheme> schemes_of(std::span<const QuantizedModule> modules) {
   const auto largest = std::max_element(schemes.begin(), schemes.end(), [](const Scheme& a, const Scheme& b) {
     return a.modules.size() < b.modules.size();
   });
-  if (largest != schemes.end()) std::rotate(schemes.begin(), largest, largest + 1);
+  if (largest != schemes.end()) std::rotate(largest, largest + 1, schemes.end());
   return schemes;
 }
 
@@ -117,24 +120,26 @@ std::vector<std::vector<std::byte>> pack_linear(const RoundedMatrix& matrix, DTy
   return tensors;
 }
 
-Json quantization_json(std::span<const QuantizedModule> modules, std::vector<std::string> ignore) {
+std::string quantization_json(std::span<const QuantizedModule> modules, std::vector<std::string> ignore) {
   Json groups = Json::object();
   std::string format = kPacked;
-  for (Scheme& scheme : schemes_of(modules)) {
+  std::vector<Scheme> schemes = schemes_of(modules);
+  for (Scheme& scheme : schemes) {
     const std::string own = format_of(scheme.group);
     format = groups.empty() || format == own ? own : kMixed;
-    if (groups.empty()) scheme.modules = {"Linear"};
+    if (&scheme == &schemes.back()) scheme.modules = {"Linear"};
     groups["group_" + std::to_string(groups.size())] =
         scheme_json(std::move(scheme.modules), scheme.bits, scheme.group);
   }
-  return {{"quant_method", "compressed-tensors"},
-          {"version", kCompressedTensors},
-          {"format", format},
-          {"quantization_status", "compressed"},
-          {"config_groups", std::move(groups)},
-          {"ignore", std::move(ignore)},
-          {"kv_cache_scheme", nullptr},
-          {"global_compression_ratio", nullptr}};
+  const Json config = {{"quant_method", "compressed-tensors"},
+                       {"version", kCompressedTensors},
+                       {"format", format},
+                       {"quantization_status", "compressed"},
+                       {"config_groups", std::move(groups)},
+                       {"ignore", std::move(ignore)},
+                       {"kv_cache_scheme", nullptr},
+                       {"global_compression_ratio", nullptr}};
+  return config.dump();
 }
 
 }  // namespace modicum::retrofit

@@ -7,12 +7,11 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include <modicum/io/checkpoint.hpp>
 #include <modicum/retrofit/round_matrix.hpp>
-
-#include "../base/json.hpp"
 
 namespace modicum::retrofit {
 
@@ -41,9 +40,9 @@ void pack_integers(std::span<const std::int8_t> integers, std::size_t bits, std:
 /// the one that they were searched in.
 std::vector<std::vector<std::byte>> pack_linear(const RoundedMatrix& matrix, DType scale_dtype);
 
-/// config.json's quantization_config for these modules, each with its own bits and group. The scheme that
-/// most of them have is that of "Linear"; the others go by the names of their modules. `ignore` are the
-/// linear layers that stay in floats.
-Json quantization_json(std::span<const QuantizedModule> modules, std::vector<std::string> ignore);
+/// config.json's quantization_config, as JSON, for these modules, each with its own bits and group. The
+/// scheme that most of them have is that of "Linear"; the others go by the names of their modules. `ignore`
+/// are the linear layers that stay in floats.
+std::string quantization_json(std::span<const QuantizedModule> modules, std::vector<std::string> ignore);
 
 }  // namespace modicum::retrofit

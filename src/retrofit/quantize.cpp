@@ -6,17 +6,15 @@
 #include <numeric>
 #include <optional>
 #include <span>
-#include <system_error>
 #include <utility>
 
 #include <modicum/base/atomic_directory.hpp>
-#include <modicum/base/atomic_file.hpp>
 #include <modicum/base/error.hpp>
-#include <modicum/base/mapped_file.hpp>
 #include <modicum/retrofit/quantize.hpp>
 #include <modicum/retrofit/round.hpp>
 
 #include "../base/quote.hpp"
+#include "copy_files.hpp"
 #include "packed_linear.hpp"
 #include "quantize_plan.hpp"
 
@@ -35,10 +33,6 @@ constexpr std::size_t kCopyBytes = std::size_t{16} << 20;
 constexpr std::uint64_t kAlignment = 64;
 
 using Bytes = std::vector<std::byte>;
-
-std::span<const std::byte> bytes_of_text(const std::string& text) {
-  return std::as_bytes(std::span(text));
-}
 
 /// Some rows of a matrix as integers.
 struct RoundedRows {
@@ -254,41 +248,6 @@ class Writer {
   std::uint64_t total_ = 0;
 };
 
-bool is_weights(const fs::path& name) {
-  static constexpr std::string_view kEndings[] = {".safetensors", ".safetensors.index.json",
-                                                  ".bin",         ".bin.index.json",
-                                                  ".pt",          ".pth",
-                                                  ".gguf",        ".h5",
-                                                  ".msgpack",     ".onnx"};
-  const std::string text = name.string();
-  return std::any_of(std::begin(kEndings), std::end(kEndings),
-                     [&](std::string_view ending) { return text.ends_with(ending); });
-}
-
-/// Tokenizer, generation_config.json, licence and the like; not weights in whatever format, nor hidden files.
-void copy_other_files(const fs::path& from, const fs::path& to) {
-  std::error_code code;
-  fs::directory_iterator entries(from, code);
-  if (code) {
-    fail<IoError>({.op = kOp, .what = "listing " + quote(from.string()) + ", failed: " + code.message()});
-  }
-  for (const fs::directory_entry& entry : entries) {
-    const fs::path name = entry.path().filename();
-    const bool skip = name == "config.json" || is_weights(name) || name.string().starts_with(".");
-    if (skip || !entry.is_regular_file(code)) continue;
-    const MappedFile file(entry.path());
-    AtomicFile copy(to / name);
-    copy.write(file.bytes());
-    copy.commit();
-  }
-}
-
-void write_text(const fs::path& path, const std::string& text) {
-  AtomicFile file(path);
-  file.write(bytes_of_text(text));
-  file.commit();
-}
-
 /// What the head would take with each choice, beside what everything else takes.
 void count_choices(const Checkpoint& from, const QuantizeOptions& options, QuantizeReport& report) {
   const ModelConfig& config = from.config();
@@ -318,7 +277,7 @@ QuantizeReport quantize(const Checkpoint& from, const fs::path& to, const Quanti
   Writer writer(from, directory.temporary(), plan, options, pool, progress);
   for (const QuantizeStep& step : plan.steps) writer.write(step);
   writer.finish();
-  copy_other_files(from.directory(), directory.temporary());
+  copy_other_files(from.directory(), directory.temporary(), kOp);
   write_text(directory.temporary() / "config.json", quantized_config(from, plan, options));
   directory.commit();
 

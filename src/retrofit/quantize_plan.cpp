@@ -12,6 +12,7 @@
 
 #include "../base/json.hpp"
 #include "../base/quote.hpp"
+#include "assemble.hpp"
 #include "packed_linear.hpp"
 
 namespace modicum::retrofit {
@@ -50,21 +51,6 @@ std::map<std::string, QuantizeStep, std::less<>> linear_layers(const ModelConfig
     }
   }
   return layers;
-}
-
-/// Names of all tensors in the order of their bytes, file after file.
-std::vector<std::string> stored_order(const Checkpoint& from) {
-  std::vector<std::string> order;
-  for (const SafetensorsFile& file : from.files()) {
-    std::vector<std::pair<std::uint64_t, std::string>> names;
-    for (const auto& [name, info] : file.header().tensors) {
-      const bool used = from.contains(name) && from.bytes(name).data() == file.bytes(name).data();
-      if (used) names.emplace_back(info.begin, name);
-    }
-    std::sort(names.begin(), names.end());
-    for (auto& [begin, name] : names) order.push_back(std::move(name));
-  }
-  return order;
 }
 
 QuantizeStep head_step(const Checkpoint& from, std::size_t bits) {
@@ -158,7 +144,8 @@ std::string quantized_config(const Checkpoint& from, const QuantizePlan& plan,
   for (const QuantizeStep& step : plan.steps) {
     if (step.bits != 0) modules.push_back({step.module, step.bits, options.group});
   }
-  config["quantization_config"] = quantization_json(modules, std::move(ignore));
+  config["quantization_config"] =
+      nlohmann::ordered_json::parse(quantization_json(modules, std::move(ignore)));
   return config.dump(2) + "\n";
 }
 

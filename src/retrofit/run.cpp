@@ -17,7 +17,7 @@
 #include "assemble.hpp"
 #include "copy_files.hpp"
 #include "journal.hpp"
-#include "layer_edits.hpp"
+#include "layer_editor.hpp"
 #include "standard_form.hpp"
 
 namespace modicum::retrofit {
@@ -55,6 +55,37 @@ std::uint64_t bytes_of(const Checkpoint& from) {
   return bytes;
 }
 
+/// The output head as integers, some rows at a time: a matrix of its own beside a tied embedding.
+std::vector<NewTensor> rounded_head(const Checkpoint& from, const QuantizeEdit& edit, ThreadPool& pool) {
+  constexpr std::size_t kRows = 4096;
+  const ModelConfig& config = from.config();
+  const char* const source = config.tie_word_embeddings ? "model.embed_tokens.weight" : "lm_head.weight";
+  const WeightView head = from.weight(source, config.vocab_size, config.hidden_size);
+  const QuantizedModule module{"lm_head", *edit.head_bits, edit.group};
+  std::vector<NewTensor> tensors;
+  for (TensorSpec& spec : packed_specs(module, head.rows, head.cols, from.info(source).dtype)) {
+    tensors.push_back({std::move(spec), {}});
+  }
+  std::vector<float> rows;
+  for (std::size_t first = 0; first < head.rows; first += kRows) {
+    const std::size_t count = std::min(kRows, head.rows - first);
+    rows.resize(count * head.cols);
+    dispatch(head.dtype, [&](auto tag) {
+      const auto* data = static_cast<const decltype(tag)*>(head.data) + first * head.cols;
+      for (std::size_t i = 0; i < rows.size(); ++i) rows[i] = to_f32(data[i]);
+    });
+    const RoundOptions options{.bits = module.bits, .group = module.group, .scale_dtype = head.dtype};
+    RoundedMatrix part = round_nearest(rows, count, head.cols, options, nullptr, pool);
+    part.rows = head.rows;  // the shape that is stored is the whole's
+    const std::vector<std::vector<std::byte>> bytes = pack_linear(part, head.dtype);
+    for (std::size_t i = 0; i < 2; ++i) {
+      tensors[i].bytes.insert(tensors[i].bytes.end(), bytes[i].begin(), bytes[i].end());
+    }
+    if (tensors.size() > 2) tensors[2].bytes = bytes[2];
+  }
+  return tensors;
+}
+
 }  // namespace
 
 RunReport run(const Checkpoint& from, const fs::path& to, const Plan& plan,
@@ -76,8 +107,13 @@ RunReport run(const Checkpoint& from, const fs::path& to, const Plan& plan,
   }
   linalg::set_threads(pool.size());
   Journal journal(to, options.work, key_of(from, plan, calibration, options, pool));
-  std::map<std::size_t, LayerRecord> records =
-      edit_layers(from, weights, plan, calibration, options, journal, pool, progress, report.resumed_layers);
+  LayerEditor editor(from, weights, plan, calibration, options, journal, pool, progress);
+  std::map<std::size_t, LayerRecord> records = editor.run();
+  report.resumed_layers = editor.resumed();
+  if (plan.quantize && plan.quantize->head_bits) {
+    const std::size_t step = from.config().num_hidden_layers;
+    records[step] = journal.save(step, rounded_head(from, *plan.quantize, pool), {}, true);
+  }
   for (const auto& [layer, record] : records) {
     report.errors.insert(report.errors.end(), record.errors.begin(), record.errors.end());
   }

@@ -2,12 +2,15 @@
 #include "standard_form.hpp"
 
 #include <algorithm>
+#include <charconv>
+#include <set>
 
 #include <modicum/base/error.hpp>
 
 #include "../base/json.hpp"
 #include "../base/quote.hpp"
 #include "../base/text_file.hpp"
+#include "layer_editor.hpp"
 
 namespace modicum::retrofit {
 namespace {
@@ -77,6 +80,30 @@ void drop_layers(OrderedJson& config, const DepthEdit& edit, std::size_t layers)
   }
 }
 
+/// The scheme of every linear layer, by its name in the output.
+void write_quantization(OrderedJson& config, const ModelConfig& from, const Plan& plan) {
+  std::vector<QuantizedModule> modules = quantized_modules(from, plan);
+  std::set<std::string> rounded;
+  for (QuantizedModule& module : modules) {
+    module.name = output_name(module.name, from, plan);
+    rounded.insert(module.name);
+  }
+  std::vector<std::string> ignore;
+  for (std::size_t layer = 0; layer < planned_config(from, plan).num_hidden_layers; ++layer) {
+    for (const Linear linear : kLinears) {
+      std::string name = "model.layers." + std::to_string(layer) + "." + std::string(module_of(linear));
+      if (!rounded.contains(name)) ignore.push_back(std::move(name));
+    }
+  }
+  if (plan.quantize->head_bits) {
+    config["tie_word_embeddings"] = false;
+    modules.push_back({"lm_head", *plan.quantize->head_bits, plan.quantize->group});
+  } else {
+    ignore.emplace_back("lm_head");
+  }
+  config["quantization_config"] = quantization_json(modules, std::move(ignore));
+}
+
 }  // namespace
 
 std::string standard_config(const Checkpoint& from, const Plan& plan) {
@@ -89,6 +116,7 @@ std::string standard_config(const Checkpoint& from, const Plan& plan) {
   }
   if (plan.depth) drop_layers(config, *plan.depth, from.config().num_hidden_layers);
   if (plan.window) write_window(config, from.config(), planned, plan.window->window);
+  if (plan.quantize) write_quantization(config, from.config(), plan);
   return config.dump(2) + "\n";
 }
 
@@ -107,6 +135,19 @@ std::vector<TensorSpec> zero_biases(const Checkpoint& from, const Plan& plan) {
     specs.push_back({module + "v_proj.bias", dtype, {planned.kv_width()}});
   }
   return specs;
+}
+
+std::string output_name(const std::string& name, const ModelConfig& config, const Plan& plan) {
+  static constexpr std::string_view kLayers = "model.layers.";
+  if (!name.starts_with(kLayers)) return name;
+  std::size_t layer = 0;
+  const char* const end_of_name = name.data() + name.size();
+  const auto [end, code] = std::from_chars(name.data() + kLayers.size(), end_of_name, layer);
+  if (code != std::errc() || end == end_of_name || *end != '.') return name;
+  const std::vector<std::size_t> kept = kept_layers(config, plan);
+  const auto at = std::lower_bound(kept.begin(), kept.end(), layer);
+  if (at == kept.end() || *at != layer) return {};
+  return std::string(kLayers) + std::to_string(at - kept.begin()) + std::string(end, end_of_name);
 }
 
 std::vector<std::size_t> kept_layers(const ModelConfig& config, const Plan& plan) {

@@ -19,6 +19,9 @@ std::string standard_config(const Checkpoint& from, const Plan& plan);
 /// Biases that the standard form has and the source does not (a llama as qwen2): they are zero.
 std::vector<TensorSpec> zero_biases(const Checkpoint& from, const Plan& plan);
 
+/// What a tensor or module of the source is called in the output; empty where its layer is dropped.
+std::string output_name(const std::string& name, const ModelConfig& config, const Plan& plan);
+
 /// The layers of the source that stay, in order.
 std::vector<std::size_t> kept_layers(const ModelConfig& config, const Plan& plan);
 

@@ -2,11 +2,13 @@
 #include "student_layer.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include <modicum/base/error.hpp>
 
 #include "../base/quote.hpp"
+#include "packed_linear.hpp"
 
 namespace modicum::retrofit {
 namespace {
@@ -72,10 +74,16 @@ void StudentLayer::set_view(Linear linear, const NewTensor& stored, std::size_t 
 }
 
 void StudentLayer::set_matrix(Linear linear, const linalg::Matrix& matrix) {
-  const auto rows = static_cast<std::size_t>(matrix.rows());
-  const auto cols = static_cast<std::size_t>(matrix.cols());
+  using RowMajor = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+  const RowMajor rows = matrix.cast<float>();
+  set_matrix(linear, std::span(rows.data(), static_cast<std::size_t>(rows.size())),
+             static_cast<std::size_t>(rows.rows()));
+}
+
+void StudentLayer::set_matrix(Linear linear, std::span<const float> matrix, std::size_t rows) {
+  const std::size_t cols = matrix.size() / rows;
   const std::string name = module_name(linear) + ".weight";
-  if (!matrix.allFinite()) {
+  if (!std::all_of(matrix.begin(), matrix.end(), [](float w) { return std::isfinite(w); })) {
     fail<FormatError>({.op = "retrofit",
                        .what = "new weights of " + quote(name),
                        .expected = "finite numbers",
@@ -85,33 +93,59 @@ void StudentLayer::set_matrix(Linear linear, const linalg::Matrix& matrix) {
   NewTensor& stored = tensor(name, {rows, cols}, dtype_);
   dispatch(dtype_, [&](auto tag) {
     using T = decltype(tag);
-    auto* out = reinterpret_cast<T*>(stored.bytes.data());
-    for (std::size_t r = 0; r < rows; ++r) {
-      for (std::size_t c = 0; c < cols; ++c) {
-        const double value = matrix(static_cast<Eigen::Index>(r), static_cast<Eigen::Index>(c));
-        out[r * cols + c] = from_f32<T>(static_cast<float>(value));
-      }
-    }
+    std::transform(matrix.begin(), matrix.end(), reinterpret_cast<T*>(stored.bytes.data()),
+                   [](float w) { return from_f32<T>(w); });
   });
   set_view(linear, stored, rows, cols);
 }
 
+DType StudentLayer::stored_dtype(const std::string& name) const {
+  const std::string spelling = from_->contains(name) ? from_->info(name).dtype : spelled(dtype_);
+  return spelling == "BF16" ? DType::bf16 : spelling == "F16" ? DType::f16 : DType::f32;
+}
+
 void StudentLayer::set_bias(Linear linear, std::span<const float> bias) {
   if (bias.empty()) return;
-  const std::string name = module_name(linear) + ".bias";
-  const std::string stored_as = from_->contains(name) ? from_->info(name).dtype : spelled(dtype_);
-  const DType dtype = stored_as == "BF16" ? DType::bf16 : stored_as == "F16" ? DType::f16 : DType::f32;
-  NewTensor& stored = tensor(name, {bias.size()}, dtype);
-  std::vector<float>& used = weights_of(weights_, linear).bias;
-  used.resize(bias.size());
+  weights_of(weights_, linear).bias = set_vector(module_name(linear) + ".bias", bias);
+}
+
+std::vector<float> StudentLayer::set_vector(const std::string& name, std::span<const float> values) {
+  const DType dtype = stored_dtype(name);
+  NewTensor& stored = tensor(name, {values.size()}, dtype);
+  std::vector<float> used(values.size());
   dispatch(dtype, [&](auto tag) {
     using T = decltype(tag);
-    for (std::size_t i = 0; i < bias.size(); ++i) {
-      const T value = from_f32<T>(bias[i]);
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      const T value = from_f32<T>(values[i]);
       reinterpret_cast<T*>(stored.bytes.data())[i] = value;
       used[i] = to_f32(value);
     }
   });
+  return used;
+}
+
+void StudentLayer::divide_norm(bool attention, std::span<const float> scales) {
+  std::vector<float>& norm = attention ? weights_.input_norm : weights_.post_attention_norm;
+  std::vector<float> divided = norm;
+  for (std::size_t i = 0; i < divided.size(); ++i) divided[i] /= scales[i];
+  const char* const name = attention ? "input_layernorm" : "post_attention_layernorm";
+  norm = set_vector("model.layers." + std::to_string(layer_) + "." + name + ".weight", divided);
+}
+
+void StudentLayer::set_rounded(Linear linear, const RoundedMatrix& matrix) {
+  const QuantizedModule module{module_name(linear), matrix.bits, matrix.group};
+  const std::vector<TensorSpec> specs = packed_specs(module, matrix.rows, matrix.cols, spelled(dtype_));
+  std::vector<std::vector<std::byte>> bytes = pack_linear(matrix, dtype_);
+  std::erase_if(tensors_, [&](const NewTensor& t) { return t.spec.name == module.name + ".weight"; });
+  WeightView view{.rows = matrix.rows,
+                  .cols = matrix.cols,
+                  .scale_dtype = dtype_,
+                  .group = matrix.group == 0 ? matrix.cols : matrix.group};
+  view.dtype = matrix.group == 0 ? DType::int8_rows : matrix.bits == 4 ? DType::uint4 : DType::uint8;
+  view.data = bytes[0].data();
+  view.scales = bytes[1].data();
+  for (std::size_t i = 0; i < specs.size(); ++i) tensors_.push_back({specs[i], std::move(bytes[i])});
+  weights_of(weights_, linear).weight = view;
 }
 
 void StudentLayer::keep_rows(Linear linear, std::span<const std::size_t> rows) {

@@ -12,6 +12,7 @@
 #include <modicum/io/checkpoint.hpp>
 #include <modicum/linalg/dense.hpp>
 #include <modicum/model/weights.hpp>
+#include <modicum/retrofit/round_matrix.hpp>
 
 namespace modicum::retrofit {
 
@@ -42,10 +43,17 @@ class StudentLayer {
 
   const LayerWeights& weights() const noexcept { return weights_; }
   void set_matrix(Linear linear, const linalg::Matrix& matrix);
+  /// Of [rows, …] row-major.
+  void set_matrix(Linear linear, std::span<const float> matrix, std::size_t rows);
   /// `bias` may be empty: then there is none, as before.
   void set_bias(Linear linear, std::span<const float> bias);
   /// Rows of a linear layer and its bias in a new order, or some of them; bits are kept.
   void keep_rows(Linear linear, std::span<const std::size_t> rows);
+
+  /// Integers, with scales of the model's type.
+  void set_rounded(Linear linear, const RoundedMatrix& matrix);
+  /// The weight of the norm before attention (else: before the feed-forward layer) over `scales`.
+  void divide_norm(bool attention, std::span<const float> scales);
 
   std::string module_name(Linear linear) const;
   /// What is new, in the order in which it was set last; the object is of no more use then.
@@ -54,6 +62,9 @@ class StudentLayer {
  private:
   NewTensor& tensor(const std::string& name, std::vector<std::uint64_t> shape, DType dtype);
   void set_view(Linear linear, const NewTensor& stored, std::size_t rows, std::size_t cols);
+  DType stored_dtype(const std::string& name) const;
+  /// Returns the values as they were rounded.
+  std::vector<float> set_vector(const std::string& name, std::span<const float> values);
 
   const Checkpoint* from_;
   std::size_t layer_;

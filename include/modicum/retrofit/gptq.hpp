@@ -19,7 +19,7 @@ namespace modicum::retrofit {
 /// nearest. The factorisation is in f64, what is carried in f32. Bit-identical for any number of threads of
 /// `pool` (`linalg` has its own).
 ///
-/// Memory beside arguments and result: 8 cols² + 4 rows · (cols + 384) + 512 · cols bytes; time: cols³ / 3
+/// Memory beside arguments and result: 8 cols² + 4 rows · (2 cols + 256) + 1024 · cols bytes; time: cols³ / 3
 /// flops in f64 and 5 rows · cols² in f32, of which 4 make the report. Throws as `round_nearest`, and
 /// `InvalidArgument` where `damping` is not a finite number ≥ 0 or G + λI not positive definite.
 RoundedMatrix round_gptq(std::span<const float> weights, std::size_t rows, std::size_t cols,

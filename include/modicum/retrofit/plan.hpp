@@ -10,6 +10,7 @@
 
 #include <modicum/io/model_config.hpp>
 #include <modicum/retrofit/channels.hpp>
+#include <modicum/retrofit/kv_merge.hpp>
 
 namespace modicum::retrofit {
 
@@ -17,14 +18,6 @@ namespace modicum::retrofit {
 enum class Refit {
   least_squares,  ///< the matrix that follows, fitted anew against the original's output
   none,
-};
-
-/// How KV heads become fewer.
-enum class KvMergeMethod {
-  complex_pca,  ///< keys: one complex component a frequency; values: joint components weighted by W_o
-  procrustes,   ///< align the heads by rotations, then average (Jin et al. 2024, arXiv:2412.20677)
-  mean,         ///< average (Ainslie et al. 2023, arXiv:2305.13245)
-  first,        ///< keep one head of each group
 };
 
 enum class Rounding { nearest, gptq };

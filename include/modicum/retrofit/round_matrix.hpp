@@ -4,7 +4,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
-#include <string_view>
 #include <vector>
 
 #include <modicum/base/thread_pool.hpp>
@@ -16,7 +15,7 @@ namespace modicum::retrofit {
 struct RoundOptions {
   std::size_t bits = 4;  ///< 2 to 8; files hold 4 and 8
   /// Columns that share a scale: a multiple of 32 that divides a row; 0: all of a row.
-  std::size_t group = 128;
+  std::size_t group = 32;
   DType scale_dtype = DType::bf16;
   /// `round_gptq`: columns in descending order of their inputs' energy, with scales found beforehand on the
   /// columns' own groups ("static groups"), so that a file needs no g_idx.

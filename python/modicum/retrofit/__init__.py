@@ -1,58 +1,49 @@
 """A pretrained model made cheaper: functions from one Hugging Face directory to another."""
 
-from modicum._core import round_rows
-<<<<<<< HEAD
-<<<<<<< HEAD
-from modicum.retrofit.kv_merge import KvMerge, KvStatistics, merge_kv
-=======
+from modicum.retrofit import probes
+from modicum.retrofit.calibration import Calibration, SourceUse
 from modicum.retrofit.compare import Comparison, Perplexity, compare, perplexity
 from modicum.retrofit.cost_model import CostModel
->>>>>>> he
+from modicum.retrofit.kv_merge import KvMerge, KvStatistics, merge_kv
+from modicum.retrofit.own_text import OwnText
 from modicum.retrofit.quantize import QuantizedKind, QuantizeReport, quantize
+from modicum.retrofit.rounding import Rounded, gptq, packed_tensors, quantization_config, round_nearest
+from modicum.retrofit.scales import AwqScales, awq_scales, grouped_query_sources, smooth_scales
 from modicum.retrofit.shapes import Format, Shape, write_random
 from modicum.retrofit.speed import Rate, Ratio, Speed, SpeedChange, measure, measure_shapes
 
 __all__ = [
-<<<<<<< HEAD
-    "KvMerge",
-    "KvStatistics",
-    "QuantizeReport",
-    "QuantizedKind",
-    "merge_kv",
-=======
-from modicum.retrofit import probes
-from modicum.retrofit.calibration import Calibration, SourceUse
-from modicum.retrofit.own_text import OwnText
-from modicum.retrofit.quantize import QuantizedKind, QuantizeReport, quantize
-
-__all__ = [
+    "AwqScales",
     "Calibration",
-    "OwnText",
-    "QuantizeReport",
-    "QuantizedKind",
-    "SourceUse",
-    "probes",
->>>>>>> hp
-    "quantize",
-    "round_rows",
-=======
     "Comparison",
     "CostModel",
     "Format",
+    "KvMerge",
+    "KvStatistics",
+    "OwnText",
     "Perplexity",
     "QuantizeReport",
     "QuantizedKind",
     "Rate",
     "Ratio",
+    "Rounded",
     "Shape",
+    "SourceUse",
     "Speed",
     "SpeedChange",
+    "awq_scales",
     "compare",
+    "gptq",
+    "grouped_query_sources",
     "measure",
     "measure_shapes",
+    "merge_kv",
+    "packed_tensors",
     "perplexity",
+    "probes",
+    "quantization_config",
     "quantize",
-    "round_rows",
+    "round_nearest",
+    "smooth_scales",
     "write_random",
->>>>>>> he
 ]

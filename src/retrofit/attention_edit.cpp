@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <optional>
+
+#include <modicum/retrofit/kv_merge.hpp>
+
+#include "layer_editor.hpp"
+
+namespace modicum::retrofit {
+namespace {
+
+linalg::Vector bias_of(const LinearWeights& weights) {
+  linalg::Vector bias(static_cast<Eigen::Index>(weights.bias.size()));
+  for (std::size_t i = 0; i < weights.bias.size(); ++i) bias[static_cast<Eigen::Index>(i)] = weights.bias[i];
+  return bias;
+}
+
+std::vector<float> floats_of(const linalg::Vector& vector) {
+  return {vector.begin(), vector.end()};
+}
+
+}  // namespace
+
+void LayerEditor::merge_heads(Step& step, const KvStatistics& statistics) {
+  const LayerWeights& w = step.student.weights();
+  const AttentionWeights before{.shape = statistics.shape(),
+                                .qk_norm = config_.qk_norm,
+                                .q = widened(w.q.weight),
+                                .k = widened(w.k.weight),
+                                .v = widened(w.v.weight),
+                                .o = widened(w.o.weight),
+                                .q_bias = bias_of(w.q),
+                                .k_bias = bias_of(w.k),
+                                .v_bias = bias_of(w.v)};
+  const bool pooled = plan_.kv->method == KvMergeMethod::mean || plan_.kv->method == KvMergeMethod::first;
+  const KvMerge merged = merge_kv(before, statistics,
+                                  {.kv_heads = plan_.kv->kv_heads,
+                                   .method = plan_.kv->method,
+                                   .grouping = pooled ? KvGrouping::consecutive : KvGrouping::found});
+  StudentLayer& student = step.student;
+  student.set_matrix(Linear::q, merged.weights.q);
+  student.set_matrix(Linear::k, merged.weights.k);
+  student.set_matrix(Linear::v, merged.weights.v);
+  student.set_matrix(Linear::o, merged.weights.o);
+  student.set_bias(Linear::q, floats_of(merged.weights.q_bias));
+  student.set_bias(Linear::k, floats_of(merged.weights.k_bias));
+  student.set_bias(Linear::v, floats_of(merged.weights.v_bias));
+  for (const auto& [module, error] :
+       {std::pair(Linear::k, merged.score_error), std::pair(Linear::v, merged.value_error)}) {
+    step.errors.push_back({.layer = step.layer,
+                           .edit = "kv",
+                           .module = std::string(module_of(module)),
+                           .before = 1.0,
+                           .after = error,
+                           .held_out_before = 1.0,
+                           .held_out_after = error});
+  }
+}
+
+void LayerEditor::edit_attention_inputs(Step& step) {
+  const HeadShape shape{config_.num_attention_heads, config_.num_key_value_heads, config_.head_dim};
+  KvStatistics heads(shape);
+  SecondMoments inputs;
+  ChannelMagnitudes magnitudes;
+  if (calibrated_rounding()) {
+    inputs = SecondMoments(config_.hidden_size, 0, weights_.dtype, chunks_.rows(false));
+    magnitudes = ChannelMagnitudes(config_.hidden_size);
+  }
+  LayerPass pass = pass_of(config_);
+  for (const Chunk& chunk : chunks_.list()) {
+    if (chunk.held_out) continue;
+    tell(chunk, 0.3);
+    pass.project(step.student.weights(), student_row(chunk.first_row), chunk.sequences);
+    if (plan_.kv) heads.update(pool_, pass.q.data(), pass.k.data(), pass.v.data(), chunk.rows);
+    if (!calibrated_rounding()) continue;
+    inputs.add(pool_, pass.attention_input.data(), nullptr, chunk.rows);
+    magnitudes.add(pass.attention_input.data(), chunk.rows);
+  }
+  if (plan_.kv) merge_heads(step, heads);
+  if (!calibrated_rounding()) return;
+  inputs.finish(pool_);
+  linalg::Matrix gram = std::move(inputs).moments().gram / static_cast<double>(magnitudes.rows());
+  fold_scales(step, {Linear::q, Linear::k, Linear::v}, gram, magnitudes);
+  for (const Linear linear : {Linear::q, Linear::k, Linear::v}) round_linear(step, linear, &gram);
+}
+
+void LayerEditor::edit_output(Step& step, const ActivationFile& goal) {
+  if (plan_.quantize && !calibrated_rounding()) {
+    for (const Linear linear : {Linear::q, Linear::k, Linear::v}) round_linear(step, linear, nullptr);
+  }
+  const bool refit = refits_output(step.layer) || calibrated_rounding();
+  if (refit) {
+    Gathering gathering(config_.query_width(), config_.hidden_size, weights_.dtype, chunks_);
+    LayerPass pass = pass_of(planned_);
+    for (const Chunk& chunk : chunks_.list()) {
+      tell(chunk, 0.4);
+      const float* const x = student_row(chunk.first_row);
+      pass.project(step.student.weights(), x, chunk.sequences);
+      pass.attend(window_after(step.index));
+      const Targets t = targets(goal.row(chunk.first_row), x, step.student.weights().o, chunk.rows);
+      gathering.of(chunk).add(pool_, pass.heads.data(), t.rows.data(), chunk.rows, t.factors);
+    }
+    const FitMoments moments = finished(gathering);
+    const char* const edit = plan_.kv ? "kv" : windowed(step.layer) ? "window" : "quantize";
+    fit(step, Linear::o, edit, true, widened(step.student.weights().o.weight), moments);
+    if (calibrated_rounding()) round_linear(step, Linear::o, &moments.fitted.gram);
+  }
+  if (plan_.quantize && !calibrated_rounding()) round_linear(step, Linear::o, nullptr);
+}
+
+}  // namespace modicum::retrofit
