@@ -7,6 +7,7 @@ from modicum.retrofit.cost_model import CostModel
 from modicum.retrofit.kv_merge import KvMerge, KvStatistics, merge_kv
 from modicum.retrofit.own_text import OwnText
 from modicum.retrofit.quantize import QuantizedKind, QuantizeReport, quantize
+from modicum.retrofit.refine import RefinedFfn, RefineReport, refine_ffn
 from modicum.retrofit.rounding import Rounded, gptq, packed_tensors, quantization_config, round_nearest
 from modicum.retrofit.scales import AwqScales, awq_scales, grouped_query_sources, smooth_scales
 from modicum.retrofit.shapes import Format, Shape, write_random
@@ -26,6 +27,8 @@ __all__ = [
     "QuantizedKind",
     "Rate",
     "Ratio",
+    "RefineReport",
+    "RefinedFfn",
     "Rounded",
     "Shape",
     "SourceUse",
@@ -43,6 +46,7 @@ __all__ = [
     "probes",
     "quantization_config",
     "quantize",
+    "refine_ffn",
     "round_nearest",
     "smooth_scales",
     "write_random",
