@@ -13,6 +13,7 @@
 #include <modicum/linalg/dense.hpp>
 #include <modicum/model/model.hpp>
 #include <modicum/retrofit/compare.hpp>
+#include <modicum/retrofit/ffn_refine.hpp>
 #include <modicum/retrofit/gptq.hpp>
 #include <modicum/retrofit/kv_merge.hpp>
 #include <modicum/retrofit/kv_statistics.hpp>

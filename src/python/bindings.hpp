@@ -26,6 +26,7 @@ void bind_decode(py::module_& m);
 void bind_cag(py::module_& m);
 void bind_compare(py::module_& m);
 void bind_quantize(py::module_& m);
+void bind_refine(py::module_& m);
 void bind_retrofit(py::module_& m);
 void bind_kv_merge(py::module_& m);
 void bind_low_rank(py::module_& m);

@@ -9,6 +9,7 @@ from modicum.retrofit.kv_merge import KvMerge, KvStatistics, merge_kv
 from modicum.retrofit.own_text import OwnText
 from modicum.retrofit.pictures import Point, edit_errors_svg, frontier_svg
 from modicum.retrofit.quantize import QuantizedKind, QuantizeReport, quantize
+from modicum.retrofit.refine import RefinedFfn, RefineReport, refine_ffn
 from modicum.retrofit.report import EditError, KindBytes, Protocol, Report
 from modicum.retrofit.rounding import Rounded, gptq, packed_tensors, quantization_config, round_nearest
 from modicum.retrofit.scales import AwqScales, awq_scales, grouped_query_sources, smooth_scales
@@ -33,6 +34,8 @@ __all__ = [
     "QuantizedKind",
     "Rate",
     "Ratio",
+    "RefineReport",
+    "RefinedFfn",
     "Report",
     "Rounded",
     "Shape",
@@ -54,6 +57,7 @@ __all__ = [
     "probes",
     "quantization_config",
     "quantize",
+    "refine_ffn",
     "round_nearest",
     "smooth_scales",
     "write_random",
