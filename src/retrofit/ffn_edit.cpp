@@ -44,8 +44,8 @@ void LayerEditor::edit_ffn(Step& step, const ActivationFile& goal) {
     FitMoments moments = finished(gathering);
     if (plan_.ffn) narrow(step, moments);
     if (shapes) {
-      const bool refit = bridges(step.index) ? plan_.depth->refit == Refit::least_squares
-                                             : plan_.ffn->refit == Refit::least_squares;
+      const bool refit =
+          bridges(step.index) ? plan_.depth->refit != Refit::none : plan_.ffn->refit != Refit::none;
       fit(step, Linear::down, plan_.ffn ? "ffn" : "depth", refit, widened(step.student.weights().down.weight),
           moments);
     }

@@ -73,12 +73,12 @@ bool LayerEditor::calibrated_rounding() const {
 }
 
 bool LayerEditor::refits_output(std::size_t layer) const {
-  return (plan_.kv && plan_.kv->refit == Refit::least_squares) ||
-         (windowed(layer) && plan_.window->refit == Refit::least_squares);
+  return (plan_.kv && plan_.kv->refit != Refit::none) ||
+         (windowed(layer) && plan_.window->refit != Refit::none);
 }
 
 bool LayerEditor::narrows_or_bridges(std::size_t step) const {
-  return plan_.ffn || (bridges(step) && plan_.depth->refit == Refit::least_squares);
+  return plan_.ffn || (bridges(step) && plan_.depth->refit != Refit::none);
 }
 
 bool LayerEditor::edits(std::size_t step) const {
@@ -155,6 +155,7 @@ LayerRecord LayerEditor::edit(std::size_t index, bool more) {
   if (plan_.kv || calibrated_rounding()) edit_attention_inputs(step);
   if (refits_output(layer) || plan_.quantize) edit_output(step, middle);
   if (narrows_or_bridges(index) || plan_.quantize) edit_ffn(step, next);
+  if (plan_.low_rank) factor(step);
   const bool diverged = diverged_ || edits(index) || bridges(index);
   ActivationFile next_student;
   if (diverged && more) {

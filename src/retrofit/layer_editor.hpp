@@ -33,6 +33,9 @@ void check_calibration(const Plan& plan, const ModelConfig& config, const Calibr
 /// The linear layers that `plan` makes integers of, by their names in the source; the head aside.
 std::vector<QuantizedModule> quantized_modules(const ModelConfig& config, const Plan& plan);
 
+/// The linear layers that `plan` makes two factors of, by their names in the output, with their ranks.
+std::map<std::string, std::size_t> low_rank_modules(const ModelConfig& config, const Plan& plan);
+
 /// Edits every layer that stays, or takes it from the journal where it is done.
 class LayerEditor {
  public:
@@ -104,9 +107,10 @@ class LayerEditor {
   // Feed-forward (ffn_edit.cpp).
   void edit_ffn(Step& step, const ActivationFile& goal);
   void narrow(Step& step, FitMoments& moments);
-  void round_ffn_inputs(Step& step, linalg::Matrix& gram, const ChannelMagnitudes& magnitudes,
-                        const linalg::Matrix& inner_gram);
   void edit_down(Step& step, const ActivationFile& goal);
+
+  // Factors (low_rank_edit.cpp).
+  void factor(Step& step);
 
   // Integers (rounding_edit.cpp).
   std::size_t bits_of_layer(std::size_t layer) const;

@@ -1,5 +1,6 @@
 """A pretrained model made cheaper: functions from one Hugging Face directory to another."""
 
+from modicum._core import low_rank
 from modicum.retrofit import probes
 from modicum.retrofit.calibration import Calibration, SourceUse
 from modicum.retrofit.compare import Comparison, Perplexity, compare, perplexity
@@ -11,6 +12,7 @@ from modicum.retrofit.plan import Depth, Ffn, Kv, LowRank, Plan, Quantize, Windo
 from modicum.retrofit.planned import Considered, Planned
 from modicum.retrofit.planner import plan
 from modicum.retrofit.quantize import QuantizedKind, QuantizeReport, quantize
+from modicum.retrofit.refine import RefinedFfn, RefineReport, refine_ffn
 from modicum.retrofit.report import EditError, KindBytes, Protocol, Report
 from modicum.retrofit.rounding import Rounded, gptq, packed_tensors, quantization_config, round_nearest
 from modicum.retrofit.scales import AwqScales, awq_scales, grouped_query_sources, smooth_scales
@@ -44,6 +46,8 @@ __all__ = [
     "QuantizedKind",
     "Rate",
     "Ratio",
+    "RefineReport",
+    "RefinedFfn",
     "Report",
     "Rounded",
     "Shape",
@@ -58,6 +62,7 @@ __all__ = [
     "frontier_svg",
     "gptq",
     "grouped_query_sources",
+    "low_rank",
     "measure",
     "measure_shapes",
     "merge_kv",
@@ -68,6 +73,7 @@ __all__ = [
     "probes",
     "quantization_config",
     "quantize",
+    "refine_ffn",
     "round_nearest",
     "smooth_scales",
     "write_random",
