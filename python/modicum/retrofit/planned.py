@@ -181,7 +181,9 @@ def _row(one: Considered) -> tuple[str, ...]:
 
 def advice(target: Target, chosen: Considered, source: Considered, others: Sequence[Considered]) -> str:
     """What to do and why; `others` meet the target as well, or would but for their loss."""
-    retrofits = [one for one in others if one.candidate.retrofit and one.verdict != "chosen"]
+    retrofits = [one for one in others if one.candidate.retrofit]
+    if chosen.candidate.kv_int8 and not chosen.candidate.retrofit:  # on top of it none could lose less
+        retrofits = [one for one in retrofits if not one.candidate.kv_int8]
     rival = min(retrofits, key=lambda c: c.bytes if target.only_kl else c.loss, default=None)
     plain_ones = [one for one in others if not one.candidate.retrofit and one.candidate != source.candidate]
     if chosen.candidate == source.candidate:

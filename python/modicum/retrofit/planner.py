@@ -205,16 +205,19 @@ def _measure(search: _Search, trial: Callable[[Plan], Trial], finalists: int) ->
 
 
 def _finalists(order: Sequence[int], known: dict[int, Considered], count: int) -> list[int]:
-    """The best of each family in that order, one that retrofits and one that does not among them."""
+    """The best of each family in that order; a retrofit that needs no int8 cache and no retrofit among them."""
     heads: dict[tuple[str, ...], int] = {}
     for key in order:
         heads.setdefault(known[key].candidate.family, key)
     firsts = list(heads.values())
     chosen = firsts[:count]
-    for retrofit in (True, False):
-        same = [key for key in firsts if known[key].candidate.retrofit == retrofit]
-        if same and same[0] not in chosen:
-            chosen.append(same[0])
+    candidates = {key: known[key].candidate for key in firsts}
+    for kind in (
+        [key for key, c in candidates.items() if c.retrofit and not c.kv_int8],
+        [key for key, c in candidates.items() if not c.retrofit],
+    ):
+        if kind and kind[0] not in chosen:
+            chosen.append(kind[0])
     return chosen
 
 
