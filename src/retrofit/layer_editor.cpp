@@ -134,6 +134,12 @@ void LayerEditor::tell(const Chunk& chunk, double share) const {
   report(progress_, kOp, done_ + static_cast<std::uint64_t>(share * rows), total_);
 }
 
+Progress LayerEditor::cancellation() const {
+  return [this](std::string_view, std::uint64_t, std::uint64_t) {
+    return !progress_ || progress_(kOp, done_ + (total_ == 0 ? 0 : chunks_.all_rows() / 2), total_);
+  };
+}
+
 LayerPass LayerEditor::pass_of(const ModelConfig& config) const {
   return {config, weights_.dtype, chunks_.sequences(), chunks_.length(), pool_};
 }

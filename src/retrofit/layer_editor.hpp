@@ -85,6 +85,8 @@ class LayerEditor {
   void open_streams(std::size_t step);
   const float* student_row(std::size_t row) const;
   void tell(const Chunk& chunk, double share) const;
+  /// Tells of no progress, but lets the caller stop.
+  Progress cancellation() const;
   LayerRecord edit(std::size_t step, bool more);
   void edit_with_text(Step& step, bool more);
   void edit_without_text(Step& step);
@@ -106,7 +108,10 @@ class LayerEditor {
 
   // Feed-forward (ffn_edit.cpp).
   void edit_ffn(Step& step, const ActivationFile& goal);
+  struct RefineRows;
+  bool alternates(std::size_t step) const;
   void narrow(Step& step, FitMoments& moments);
+  void refine(Step& step, const RefineRows& rows);
   void edit_down(Step& step, const ActivationFile& goal);
 
   // Factors (low_rank_edit.cpp).
