@@ -80,8 +80,8 @@ class Space:
         return _spread(self.widths, _SURVEYED)
 
     def trials(self, first_of: dict[int, int]) -> list[Plan]:
-        """Single edits, two amounts of each where there are two, and every number of dropped layers."""
-        plans = [Plan(ffn=Ffn(width)) for width in _ends(self.widths)]
+        """Single edits, up to three amounts of each, and every number of dropped layers."""
+        plans = [Plan(ffn=Ffn(width)) for width in _some(self.widths)]
         plans += [Plan(kv=Kv(heads)) for heads in _spread(self.kv_heads, 3)]
         plans += [Plan(depth=Depth(first_of[count], count)) for count in self.drops]
         if self.bits:
@@ -134,6 +134,7 @@ def _spread(values: Sequence[int], count: int) -> list[int]:
     return [values[round(i * (len(values) - 1) / (count - 1))] for i in range(count)]
 
 
-def _ends(values: Sequence[int]) -> list[int]:
-    """The middle and the last."""
-    return list(dict.fromkeys([values[len(values) // 2], values[-1]])) if values else []
+def _some(values: Sequence[int]) -> list[int]:
+    """One of the first, the middle and the last: most plans are among the mild ones."""
+    count = len(values)
+    return list(dict.fromkeys([values[count // 4], values[count // 2], values[-1]])) if values else []

@@ -205,7 +205,7 @@ def _measure(search: _Search, trial: Callable[[Plan], Trial], finalists: int) ->
 
 
 def _finalists(order: Sequence[int], known: dict[int, Considered], count: int) -> list[int]:
-    """The best of each family in that order; a retrofit that needs no int8 cache and no retrofit among them."""
+    """The best of each family in that order; a retrofit without int8 cache and no retrofit among them."""
     heads: dict[tuple[str, ...], int] = {}
     for key in order:
         heads.setdefault(known[key].candidate.family, key)
@@ -267,7 +267,8 @@ def _check_reachable(target: Target, priced: Sequence[Considered]) -> None:
 def _planned(search: _Search, best: Considered, whole: Considered) -> Planned:
     chosen = replace(best, verdict="chosen")
     told = [one for one in search.priced if one.candidate != best.candidate and _told(search, one)]
-    told = [replace(one, verdict=_verdict(search, one, chosen)) for one in sorted(told, key=search.rank)]
+    told.sort(key=lambda one: (bool(_misses(search.target, one)), search.rank(one)))
+    told = [replace(one, verdict=_verdict(search, one, chosen)) for one in told]
     meeting = [one for one in told if not _misses(search.target, one) and search.within(one)]
     plan = chosen.candidate.plan
     return Planned(
@@ -292,6 +293,9 @@ def _planned(search: _Search, best: Considered, whole: Considered) -> Planned:
 
 def _told(search: _Search, one: Considered) -> bool:
     """Whether it is told about by name: what was measured, and all that is the honest alternative."""
+    limit = search.target.kv_bytes_per_token or 0
+    if one.candidate.retrofit and one.candidate.kv_int8 and 2 * one.kv_bytes_per_token <= limit:
+        return False  # meets the target without an int8 cache, too, and loses less
     edit = one.candidate.plan.quantize
     uniform = not one.candidate.retrofit and (edit is None or not edit.layer_bits)
     return one.trial is not None or uniform

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -59,10 +61,24 @@ class Trials:
         self.held_out = calibration.held_out[: max(1, round(tokens / 2 / length))]
 
     def __call__(self, plan: Plan) -> Trial:
-        def go_on(*_: object) -> None:
-            tell(self.progress, "trials", self.done, self.done + 1)
+        with self.made(plan) as (out, report):
+            student = Model(out, threads=self.threads)
+            comparison = compare(self.model, student, self.held_out, progress=self._go_on)
+        self.done += 1
+        tell(self.progress, "trials", self.done, self.done)
+        return Trial(
+            plan=plan,
+            kl=comparison.kl,
+            kl_standard_error=comparison.kl_standard_error,
+            bytes=report["bytes_after"],
+            perplexity_ratio=comparison.perplexity_ratio,
+            top1_agreement=comparison.top1_agreement,
+        )
 
-        go_on()
+    @contextmanager
+    def made(self, plan: Plan) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """The model that the plan makes, which goes when the block ends, and what the run reported."""
+        self._go_on()
         with TemporaryDirectory(prefix="modicum-trial-", dir=self.scratch) as folder:
             out = Path(folder) / "model"
             report = _core.retrofit_run(
@@ -74,20 +90,13 @@ class Trials:
                 relative=True,
                 work="",
                 threads=self.threads or 0,
-                progress=go_on,
+                progress=self._go_on,
             )
-            student = Model(out, threads=self.threads)
-            comparison = compare(self.model, student, self.held_out, progress=go_on)
-        self.done += 1
-        tell(self.progress, "trials", self.done, self.done)
-        return Trial(
-            plan=plan,
-            kl=comparison.kl,
-            kl_standard_error=comparison.kl_standard_error,
-            bytes=report["bytes_after"],
-            perplexity_ratio=comparison.perplexity_ratio,
-            top1_agreement=comparison.top1_agreement,
-        )
+            yield out, report
+
+    def _go_on(self, *_: object) -> None:
+        """Long work within a trial reports as the trial, and stops with it."""
+        tell(self.progress, "trials", self.done, self.done + 1)
 
 
 def survey(
