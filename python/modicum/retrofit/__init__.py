@@ -8,10 +8,12 @@ from modicum.retrofit.cost_model import CostModel
 from modicum.retrofit.kv_merge import KvMerge, KvStatistics, merge_kv
 from modicum.retrofit.own_text import OwnText
 from modicum.retrofit.pictures import Point, edit_errors_svg, frontier_svg
+from modicum.retrofit.plan import Depth, Ffn, Kv, LowRank, Plan, Quantize, Window
 from modicum.retrofit.quantize import QuantizedKind, QuantizeReport, quantize
 from modicum.retrofit.refine import RefinedFfn, RefineReport, refine_ffn
 from modicum.retrofit.report import EditError, KindBytes, Protocol, Report
 from modicum.retrofit.rounding import Rounded, gptq, packed_tensors, quantization_config, round_nearest
+from modicum.retrofit.run import Estimate, estimate, report, run
 from modicum.retrofit.scales import AwqScales, awq_scales, grouped_query_sources, smooth_scales
 from modicum.retrofit.shapes import Format, Shape, write_random
 from modicum.retrofit.speed import Rate, Ratio, Speed, SpeedChange, measure, measure_shapes
@@ -21,15 +23,22 @@ __all__ = [
     "Calibration",
     "Comparison",
     "CostModel",
+    "Depth",
     "EditError",
+    "Estimate",
+    "Ffn",
     "Format",
     "KindBytes",
+    "Kv",
     "KvMerge",
     "KvStatistics",
+    "LowRank",
     "OwnText",
     "Perplexity",
+    "Plan",
     "Point",
     "Protocol",
+    "Quantize",
     "QuantizeReport",
     "QuantizedKind",
     "Rate",
@@ -42,9 +51,11 @@ __all__ = [
     "SourceUse",
     "Speed",
     "SpeedChange",
+    "Window",
     "awq_scales",
     "compare",
     "edit_errors_svg",
+    "estimate",
     "frontier_svg",
     "gptq",
     "grouped_query_sources",
@@ -58,7 +69,9 @@ __all__ = [
     "quantization_config",
     "quantize",
     "refine_ffn",
+    "report",
     "round_nearest",
+    "run",
     "smooth_scales",
     "write_random",
 ]
