@@ -198,7 +198,9 @@ def _json_edit(edit: Any) -> dict[str, Any]:
 
 
 def _python_edit(edit: dict[str, Any]) -> dict[str, Any]:
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in edit.items()}
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in edit.items()
+    }
     if "layer_bits" in values:
         values["layer_bits"] = {int(layer): bits for layer, bits in values["layer_bits"].items()}
     return values

@@ -74,17 +74,21 @@ def _solver() -> str:
     return _core.solver()
 
 
-def _tokens(calibration: Calibration) -> npt.NDArray[np.int32]:
-    return np.concatenate([calibration.sequences, calibration.held_out])
+def _tokens(calibration: Calibration | None) -> tuple[npt.NDArray[np.int32], int]:
+    """All sequences, and how many of them, the last, are held out."""
+    if calibration is None:
+        return np.zeros((0, 1), np.int32), 0
+    return np.concatenate([calibration.sequences, calibration.held_out]), len(calibration.held_out)
 
 
 def _kv_bytes(config: _core.ModelConfig) -> int:
     return 2 * 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
 
 
-def _rates() -> tuple[float, float]:
-    """Multiply-adds a second of products in bf16 and of solves in f64, measured briefly."""
+def _rates(dtype: str) -> tuple[float, float]:
+    """Multiply-adds a second of whole layers in `dtype` and of solves in f64, measured briefly."""
     limits = _core.machine_limits()
+    peak = limits.bf16 if dtype == "bf16" else limits.f32
     n = 768
     matrix = np.eye(n) + 1e-3
     best = float("inf")
@@ -92,22 +96,21 @@ def _rates() -> tuple[float, float]:
         start = time.perf_counter()
         np.linalg.cholesky(matrix)
         best = min(best, time.perf_counter() - start)
-    # A third of the peak is what whole layers reach here; Cholesky is a sixth of n³ multiply-adds … a third
-    # counts the triangle that libraries compute as well.
-    return limits.multiply_adds_per_second / 3, n**3 / 6 / best
+    # Two operations are a multiply-add; whole layers, attention and norms among them, reach a quarter of that.
+    return peak / 2 / 4, n**3 / 6 / best
 
 
 def estimate(
-    source: str | Path, plan: Plan | dict[str, Any] | str | Path, calibration: Calibration
+    source: str | Path, plan: Plan | dict[str, Any] | str | Path, calibration: Calibration | None = None
 ) -> Estimate:
     """What :func:`run` would need; raises what it would raise before it begins."""
     _solver()
     plan = as_plan(plan)
-    facts = _core.retrofit_estimate(
-        str(source), plan.to_json(), _tokens(calibration), held_out=len(calibration.held_out)
-    )
-    products, solves = _rates()
-    config = load(source).config
+    tokens, held_out = _tokens(calibration)
+    facts = _core.retrofit_estimate(source, plan.to_json(), tokens, held_out=held_out)
+    model = load(source)
+    config = model.config
+    products, solves = _rates(model.dtype)
     heads = plan.kv.kv_heads if plan.kv else config.num_key_value_heads
     layers = config.num_hidden_layers - (plan.depth.count if plan.depth else 0)
     return Estimate(
@@ -139,8 +142,8 @@ def run(
     In closed form, a layer at a time, without gradients through the model: two streams of activations go
     through the layers, that of the original and that of the model as changed so far, and each fit takes the
     second as inputs and the first as targets. `out` is a standard checkpoint that transformers, vLLM and
-    llama.cpp's converter read (but for `low_rank`, which is marked in config.json); it appears whole or not at
-    all, with retrofit.json and retrofit.html, the report, in it. A run that was killed goes on where it was
+    llama.cpp's converter read (but for `low_rank`, which is marked in config.json); it appears whole or not
+    at all, with retrofit.json and retrofit.html, the report, in it. A run that was killed goes on where it was
     when it is asked again, to the same bytes.
 
     Parameters
@@ -163,15 +166,12 @@ def run(
     FormatError
         For weights that are not finite, and plans that are none, naming the field.
     Unsupported
-        Where `source` is quantised already, and for edits that this architecture cannot have, with the reason.
+        Where `source` is quantised already, and for edits that this architecture cannot have.
     IoError, Cancelled
     """
     plan = as_plan(plan)
     solver = _solver()
-    if calibration is None:
-        tokens, held_out = np.zeros((0, 1), np.int32), 0
-    else:
-        tokens, held_out = _tokens(calibration), len(calibration.held_out)
+    tokens, held_out = _tokens(calibration)
     with _peak_memory() as memory:
         facts = _core.retrofit_run(
             source,
@@ -184,7 +184,7 @@ def run(
             threads=threads or 0,
             progress=progress,
         )
-    planned = _core.retrofit_estimate(str(source), plan.to_json(), tokens, held_out=held_out)
+    planned = _core.retrofit_estimate(source, plan.to_json(), tokens, held_out=held_out)
     result = report(
         source,
         out,
@@ -204,9 +204,7 @@ def run(
     result.seeds = {"calibration": calibration.seed} if calibration else {}
     result.versions["solver"] = solver
     if facts["resumed_layers"]:
-        result.warnings.append(
-            f"{facts['resumed_layers']} layers were taken over from a run that was stopped"
-        )
+        result.warnings.append(f"{facts['resumed_layers']} layers come from a run that was stopped")
     if plan.low_rank:
         result.warnings.append(
             "layers of two factors are no standard form: other engines refuse this directory"
