@@ -96,7 +96,7 @@ def _rates(dtype: str) -> tuple[float, float]:
         start = time.perf_counter()
         np.linalg.cholesky(matrix)
         best = min(best, time.perf_counter() - start)
-    # Two operations are a multiply-add; whole layers, attention and norms among them, reach a quarter of that.
+    # Two operations are a multiply-add; whole layers, attention and norms too, reach a quarter of that.
     return peak / 2 / 4, n**3 / 6 / best
 
 
@@ -143,8 +143,8 @@ def run(
     through the layers, that of the original and that of the model as changed so far, and each fit takes the
     second as inputs and the first as targets. `out` is a standard checkpoint that transformers, vLLM and
     llama.cpp's converter read (but for `low_rank`, which is marked in config.json); it appears whole or not
-    at all, with retrofit.json and retrofit.html, the report, in it. A run that was killed goes on where it was
-    when it is asked again, to the same bytes.
+    at all, with retrofit.json and retrofit.html, the report, in it. A run that was killed goes on where it
+    was when it is asked again, to the same bytes.
 
     Parameters
     ----------
