@@ -7,7 +7,7 @@ import numpy
 import numpy.typing
 import os
 import typing
-__all__: list[str] = ['ABSTAIN_BELOW', 'AllOf', 'Answer', 'BeamHypothesis', 'BeamMode', 'BeamOptions', 'BeamResult', 'BeamStats', 'Branch', 'BuildOptions', 'Cancelled', 'Citation', 'Constraint', 'ContextOverflow', 'Corrupt', 'Cost', 'DeviceError', 'Document', 'EarlyStopping', 'Error', 'Expected', 'FingerprintMismatch', 'FormatError', 'GenerateResult', 'InvalidArgument', 'IoError', 'Knowledge', 'KvStatistics', 'Lexicon', 'MachineLimits', 'Model', 'ModelConfig', 'ModelScores', 'OutOfMemory', 'PhraseConstraint', 'PythonConstraint', 'SequenceBias', 'Session', 'StreamDecoder', 'TextStream', 'Tokenizer', 'Unsupported', 'WhenFull', 'active_isa', 'adopt_knowledge', 'awq_scales', 'beam', 'beam_over', 'build_knowledge', 'compare', 'extend', 'generate', 'gptq', 'grouped_query_sources', 'inspect_knowledge', 'lexicon_of_ids', 'lexicon_of_texts', 'logits', 'machine_limits', 'merge_kv', 'open_lapack', 'open_lexicon', 'pack_linear', 'perplexity', 'plan_knowledge', 'quantization_json', 'quantize', 'read_bandwidth', 'refine_ffn', 'retrofit_run', 'round_nearest', 'shared_prompt_ids', 'smooth_scales', 'solver', 'supported_isas', 'update_knowledge', 'verify_knowledge', 'warp']
+__all__: list[str] = ['ABSTAIN_BELOW', 'AllOf', 'Answer', 'BeamHypothesis', 'BeamMode', 'BeamOptions', 'BeamResult', 'BeamStats', 'Branch', 'BuildOptions', 'Cancelled', 'Citation', 'Constraint', 'ContextOverflow', 'Corrupt', 'Cost', 'DeviceError', 'Document', 'EarlyStopping', 'Error', 'Expected', 'FingerprintMismatch', 'FormatError', 'GenerateResult', 'InvalidArgument', 'IoError', 'Knowledge', 'KvStatistics', 'Lexicon', 'MachineLimits', 'Model', 'ModelConfig', 'ModelScores', 'OutOfMemory', 'PhraseConstraint', 'PythonConstraint', 'SequenceBias', 'Session', 'StreamDecoder', 'TextStream', 'Tokenizer', 'Unsupported', 'WhenFull', 'active_isa', 'adopt_knowledge', 'awq_scales', 'beam', 'beam_over', 'build_knowledge', 'compare', 'extend', 'generate', 'gptq', 'grouped_query_sources', 'inspect_knowledge', 'lexicon_of_ids', 'lexicon_of_texts', 'logits', 'low_rank', 'machine_limits', 'merge_kv', 'open_lapack', 'open_lexicon', 'pack_linear', 'perplexity', 'plan_knowledge', 'quantization_json', 'quantize', 'read_bandwidth', 'refine_ffn', 'retrofit_estimate', 'retrofit_plan', 'retrofit_run', 'retrofit_survey', 'round_nearest', 'shared_prompt_ids', 'smooth_scales', 'solver', 'supported_isas', 'tensor_bytes', 'update_knowledge', 'verify_knowledge', 'warp']
 class Error(Exception):
     """
     Root of everything that modicum raises.
@@ -1076,6 +1076,22 @@ def logits(branches: collections.abc.Sequence[Branch]) -> numpy.typing.NDArray[n
     
     The head's weights are read from memory once for all of them.
     """
+def low_rank(weight: typing.Annotated[numpy.typing.ArrayLike, numpy.float64, "[m, n]"], gram: typing.Annotated[numpy.typing.ArrayLike, numpy.float64, "[m, n]"], *, rank: typing.SupportsInt | typing.SupportsIndex, damping: typing.SupportsFloat | typing.SupportsIndex = 0.0) -> tuple:
+    """
+    The two factors of a linear layer that lose least of its output, in closed form.
+    
+    `weight` W [outputs, inputs] and `gram` G = E[x xᵀ] [inputs, inputs] of the inputs x that it reads, in float64. Returns
+    (u [outputs, rank], v [rank, inputs], loss): W ≈ u v, where u are the left singular vectors of W G^½ and v = uᵀ W (as
+    SVD-LLM, Wang et al. 2024, arXiv 2403.07378, without inverting G); `loss` is tr((W − uv) G (W − uv)ᵀ) / tr(W G Wᵀ), the
+    share of output energy in the singular values that are left out. `damping` adds that share of G's mean diagonal to its
+    diagonal, for inputs that the text did not have; the loss is without it.
+    
+    modicum runs such layers (config.json: "modicum": {"low_rank": {"modules": {name or "re:pattern": rank}}}, tensors
+    NAME.weight_u and NAME.weight_v); transformers does after :func:`modicum.interop.register`.
+    
+    Raises InvalidArgument for a rank of 0 or above the smaller side, shapes that do not fit, negative damping, and
+    numbers that are not finite.
+    """
 def machine_limits(*, threads: typing.SupportsInt | typing.SupportsIndex = 0) -> MachineLimits:
     """
     Measures, for some tenths of a second, what this machine can do; `threads` 0 means every processor.
@@ -1106,7 +1122,15 @@ def read_bandwidth(*, threads: typing.SupportsInt | typing.SupportsIndex = 0, si
     """
 def refine_ffn(x: typing.Annotated[numpy.typing.ArrayLike, numpy.float32], targets: typing.Annotated[numpy.typing.ArrayLike, numpy.float32], gate: typing.Annotated[numpy.typing.ArrayLike, numpy.float32], up: typing.Annotated[numpy.typing.ArrayLike, numpy.float32], down: typing.Annotated[numpy.typing.ArrayLike, numpy.float32], *, factors: typing.Annotated[numpy.typing.ArrayLike, numpy.float32] | None, gate_bias: typing.Annotated[numpy.typing.ArrayLike, numpy.float32] | None, up_bias: typing.Annotated[numpy.typing.ArrayLike, numpy.float32] | None, down_bias: typing.Annotated[numpy.typing.ArrayLike, numpy.float32] | None, held_out: typing.SupportsInt | typing.SupportsIndex, rounds: typing.SupportsInt | typing.SupportsIndex, iterations: typing.SupportsInt | typing.SupportsIndex, damping: typing.SupportsFloat | typing.SupportsIndex, max_rows: typing.SupportsInt | typing.SupportsIndex, dtype: str, threads: typing.SupportsInt | typing.SupportsIndex, progress: typing.Any) -> tuple:
     ...
+def retrofit_estimate(source: os.PathLike | str | bytes, plan: str, tokens: typing.Annotated[numpy.typing.ArrayLike, numpy.int32], *, held_out: typing.SupportsInt | typing.SupportsIndex) -> dict:
+    ...
+def retrofit_plan(json: str) -> str:
+    """
+    A plan with every field, or FormatError that names the one that is wrong.
+    """
 def retrofit_run(source: os.PathLike | str | bytes, out: os.PathLike | str | bytes, plan: str, tokens: typing.Annotated[numpy.typing.ArrayLike, numpy.int32], *, held_out: typing.SupportsInt | typing.SupportsIndex, relative: bool, work: os.PathLike | str | bytes, threads: typing.SupportsInt | typing.SupportsIndex, progress: typing.Any) -> dict:
+    ...
+def retrofit_survey(source: os.PathLike | str | bytes, tokens: typing.Annotated[numpy.typing.ArrayLike, numpy.int32], *, held_out: typing.SupportsInt | typing.SupportsIndex, widths: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], kv_heads: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], bits: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], threads: typing.SupportsInt | typing.SupportsIndex, progress: typing.Any) -> dict:
     ...
 def round_nearest(weights: typing.Annotated[numpy.typing.ArrayLike, numpy.float32], gram: typing.Annotated[numpy.typing.ArrayLike, numpy.float64] | None, *, bits: typing.SupportsInt | typing.SupportsIndex, group: typing.SupportsInt | typing.SupportsIndex, scale_dtype: str, threads: typing.SupportsInt | typing.SupportsIndex) -> tuple:
     ...
@@ -1122,6 +1146,10 @@ def solver() -> str:
     """
 def supported_isas() -> list[str]:
     ...
+def tensor_bytes(source: os.PathLike | str | bytes) -> dict[str, int]:
+    """
+    Bytes of each tensor of a checkpoint, by name.
+    """
 def update_knowledge(model: Model, path: os.PathLike | str | bytes, put: collections.abc.Sequence[Document], remove: collections.abc.Sequence[str], progress: typing.Any, expected: Expected) -> dict:
     ...
 def verify_knowledge(model: Model, path: os.PathLike | str | bytes, samples: typing.SupportsInt | typing.SupportsIndex, progress: typing.Any) -> tuple[int, float]:

@@ -125,6 +125,15 @@ void bind_retrofit(py::module_& m) {
   m.def("retrofit_survey", &survey, py::arg("source"), py::arg("tokens"), py::kw_only(), py::arg("held_out"),
         py::arg("widths"), py::arg("kv_heads"), py::arg("bits"), py::arg("threads"), py::arg("progress"));
   m.def(
+      "tensor_bytes",
+      [](const std::filesystem::path& source) {
+        const Checkpoint checkpoint = Checkpoint::open(source);
+        std::map<std::string, std::uint64_t> bytes;
+        for (const std::string& name : checkpoint.names()) bytes[name] = checkpoint.info(name).bytes();
+        return bytes;
+      },
+      py::arg("source"), "Bytes of each tensor of a checkpoint, by name.");
+  m.def(
       "retrofit_plan", [](const std::string& json) { return retrofit::Plan::from_json(json).to_json(); },
       py::arg("json"), "A plan with every field, or FormatError that names the one that is wrong.");
   m.def("open_lapack", &linalg::open_lapack, py::arg("path"),

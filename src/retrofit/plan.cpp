@@ -267,7 +267,7 @@ Plan Plan::from_json(std::string_view text) {
     const JsonFields edit = edit_fields(fields.at("depth"), "depth", {"first", "count", "refit"});
     plan.depth = {.first = edit.integer("first", 0, kMost),
                   .count = edit.integer("count", 1, kMost),
-                  .refit = kRefits.read(edit, "refit", Refit::least_squares)};
+                  .refit = kRefits.read(edit, "refit", Refit::alternating)};
   }
   if (fields.has_value("window")) {
     const JsonFields edit = edit_fields(fields.at("window"), "window", {"window", "layers", "refit"});
@@ -285,7 +285,7 @@ Plan Plan::from_json(std::string_view text) {
     const JsonFields edit = edit_fields(fields.at("ffn"), "ffn", {"intermediate_size", "choice", "refit"});
     plan.ffn = {.intermediate_size = edit.integer("intermediate_size", 1, kMost),
                 .choice = kChoices.read(edit, "choice", ChannelChoice::second_order),
-                .refit = kRefits.read(edit, "refit", Refit::least_squares)};
+                .refit = kRefits.read(edit, "refit", Refit::alternating)};
   }
   if (fields.has_value("low_rank")) plan.low_rank = low_rank_from(fields.at("low_rank"));
   if (fields.has_value("quantize")) plan.quantize = quantize_from(fields.at("quantize"));

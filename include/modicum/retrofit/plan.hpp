@@ -28,7 +28,7 @@ enum class Scaling { none, awq, smooth };
 struct FfnEdit {
   std::size_t intermediate_size = 0;
   ChannelChoice choice = ChannelChoice::second_order;
-  Refit refit = Refit::least_squares;
+  Refit refit = Refit::alternating;
 };
 
 /// Fewer key-value heads.
@@ -42,7 +42,7 @@ struct KvEdit {
 struct DepthEdit {
   std::size_t first = 0;
   std::size_t count = 0;
-  Refit refit = Refit::least_squares;
+  Refit refit = Refit::alternating;
 };
 
 /// Keys within `window` positions only, in some layers (numbered as in the source).

@@ -15,6 +15,7 @@ from modicum.retrofit.quantize import QuantizedKind, QuantizeReport, quantize
 from modicum.retrofit.refine import RefinedFfn, RefineReport, refine_ffn
 from modicum.retrofit.report import EditError, KindBytes, Protocol, Report
 from modicum.retrofit.rounding import Rounded, gptq, packed_tensors, quantization_config, round_nearest
+from modicum.retrofit.run import Estimate, estimate, report, run
 from modicum.retrofit.scales import AwqScales, awq_scales, grouped_query_sources, smooth_scales
 from modicum.retrofit.shapes import Format, Shape, write_random
 from modicum.retrofit.speed import Rate, Ratio, Speed, SpeedChange, measure, measure_shapes
@@ -28,6 +29,7 @@ __all__ = [
     "CostModel",
     "Depth",
     "EditError",
+    "Estimate",
     "Ffn",
     "Format",
     "KindBytes",
@@ -59,6 +61,7 @@ __all__ = [
     "awq_scales",
     "compare",
     "edit_errors_svg",
+    "estimate",
     "frontier_svg",
     "gptq",
     "grouped_query_sources",
@@ -74,7 +77,9 @@ __all__ = [
     "quantization_config",
     "quantize",
     "refine_ffn",
+    "report",
     "round_nearest",
+    "run",
     "smooth_scales",
     "write_random",
 ]

@@ -18,6 +18,7 @@ from modicum.retrofit.candidates import Space
 from modicum.retrofit.compare import compare
 from modicum.retrofit.loss_model import Trial
 from modicum.retrofit.plan import Plan
+from modicum.retrofit.run import open_solver
 from modicum.retrofit.speed import tell
 
 __all__ = ["Trials", "survey"]
@@ -46,6 +47,7 @@ class Trials:
     ) -> None:
         self.model, self.threads, self.scratch, self.progress = model, threads, scratch, progress
         self.done = 0
+        open_solver()
         if tokens < 1:
             raise InvalidArgument(f"[plan] trial_tokens: expected at least 1, got {tokens}")
         if len(calibration.sequences) < 2:
@@ -108,6 +110,7 @@ def survey(
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Errors of each layer's edits by amount, from one pass over all of the calibration text."""
+    open_solver()
     tokens = np.concatenate([calibration.sequences, calibration.held_out])
     found: dict[str, Any] = _core.retrofit_survey(
         model.path,
