@@ -184,7 +184,8 @@ def _quantize_words(edit: Quantize) -> str:
     if edit.scaling != "none":
         words += f" {edit.scaling}"
     if edit.layer_bits:
-        words += f" ({len(edit.layer_bits)} layers with other bits)"
+        count = len(edit.layer_bits)
+        words += f" ({count} layer{'s' if count > 1 else ''} with other bits)"
     return words + (f", head int{edit.head_bits}" if edit.head_bits else "")
 
 
