@@ -84,8 +84,10 @@ class LayerEditor {
   ActivationFile new_stream(const char* name, std::size_t step) const;
   void open_streams(std::size_t step);
   const float* student_row(std::size_t row) const;
-  void tell(const Chunk& chunk, double share) const;
-  /// Tells of no progress, but lets the caller stop.
+  /// Passes over the text in the order of a layer's edits.
+  enum class Phase { teacher, inputs, output, ffn, down, factors, advance };
+  void tell(const Chunk& chunk, Phase phase) const;
+  /// Between two passes: lets the caller stop.
   Progress cancellation() const;
   LayerRecord edit(std::size_t step, bool more);
   void edit_with_text(Step& step, bool more);
