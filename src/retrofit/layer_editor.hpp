@@ -14,6 +14,7 @@
 #include <modicum/io/checkpoint.hpp>
 #include <modicum/model/weights.hpp>
 #include <modicum/retrofit/gptq.hpp>
+#include <modicum/retrofit/kv_statistics.hpp>
 #include <modicum/retrofit/ridge.hpp>
 #include <modicum/retrofit/run.hpp>
 #include <modicum/retrofit/statistics.hpp>
@@ -105,7 +106,7 @@ class LayerEditor {
 
   // Attention (attention_edit.cpp).
   void edit_attention_inputs(Step& step);
-  void merge_heads(Step& step, const class KvStatistics& statistics);
+  void merge_heads(Step& step, const KvStatistics& statistics);
   void edit_output(Step& step, const ActivationFile& goal);
 
   // Feed-forward (ffn_edit.cpp).
