@@ -51,7 +51,7 @@ void LayerEditor::edit_attention_inputs(Step& step) {
   LayerPass pass = pass_of(config_);
   for (const Chunk& chunk : chunks_.list()) {
     if (chunk.held_out) continue;
-    tell(chunk, 0.3);
+    tell(chunk, Phase::inputs);
     pass.project(step.student.weights(), student_row(chunk.first_row), chunk.sequences);
     if (plan_.kv) heads.update(pool_, pass.q.data(), pass.k.data(), pass.v.data(), chunk.rows);
     if (!calibrated_rounding()) continue;
@@ -75,7 +75,7 @@ void LayerEditor::edit_output(Step& step, const ActivationFile& goal) {
     Gathering gathering(config_.query_width(), config_.hidden_size, weights_.dtype, chunks_);
     LayerPass pass = pass_of(planned_);
     for (const Chunk& chunk : chunks_.list()) {
-      tell(chunk, 0.4);
+      tell(chunk, Phase::output);
       const float* const x = student_row(chunk.first_row);
       pass.project(step.student.weights(), x, chunk.sequences);
       pass.attend(window_after(step.index));

@@ -90,7 +90,7 @@ void LayerEditor::edit_ffn(Step& step, const ActivationFile& goal) {
     std::optional<RefineRows> rows;
     if (alternates(step.index)) rows.emplace(*this);
     for (const Chunk& chunk : chunks_.list()) {
-      tell(chunk, 0.5);
+      tell(chunk, Phase::ffn);
       read_inner(step, pass, chunk);
       const Targets t =
           targets(goal.row(chunk.first_row), pass.middle.data(), step.student.weights().down, chunk.rows);
@@ -126,7 +126,7 @@ void LayerEditor::edit_down(Step& step, const ActivationFile& goal) {
   Gathering gathering(planned_.intermediate_size, config_.hidden_size, weights_.dtype, chunks_);
   LayerPass pass = pass_of(planned_);
   for (const Chunk& chunk : chunks_.list()) {
-    tell(chunk, 0.8);
+    tell(chunk, Phase::down);
     read_inner(step, pass, chunk);
     const Targets t =
         targets(goal.row(chunk.first_row), pass.middle.data(), step.student.weights().down, chunk.rows);

@@ -14,6 +14,7 @@
 #include <modicum/io/checkpoint.hpp>
 #include <modicum/model/weights.hpp>
 #include <modicum/retrofit/gptq.hpp>
+#include <modicum/retrofit/kv_statistics.hpp>
 #include <modicum/retrofit/ridge.hpp>
 #include <modicum/retrofit/run.hpp>
 #include <modicum/retrofit/statistics.hpp>
@@ -84,8 +85,10 @@ class LayerEditor {
   ActivationFile new_stream(const char* name, std::size_t step) const;
   void open_streams(std::size_t step);
   const float* student_row(std::size_t row) const;
-  void tell(const Chunk& chunk, double share) const;
-  /// Tells of no progress, but lets the caller stop.
+  /// Passes over the text in the order of a layer's edits.
+  enum class Phase { teacher, inputs, output, ffn, down, factors, advance };
+  void tell(const Chunk& chunk, Phase phase) const;
+  /// Between two passes: lets the caller stop.
   Progress cancellation() const;
   LayerRecord edit(std::size_t step, bool more);
   void edit_with_text(Step& step, bool more);
@@ -103,7 +106,7 @@ class LayerEditor {
 
   // Attention (attention_edit.cpp).
   void edit_attention_inputs(Step& step);
-  void merge_heads(Step& step, const class KvStatistics& statistics);
+  void merge_heads(Step& step, const KvStatistics& statistics);
   void edit_output(Step& step, const ActivationFile& goal);
 
   // Feed-forward (ffn_edit.cpp).

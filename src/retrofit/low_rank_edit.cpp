@@ -54,7 +54,7 @@ void LayerEditor::factor(Step& step) {
   LayerPass pass = pass_of(planned_);
   for (const Chunk& chunk : chunks_.list()) {
     if (chunk.held_out) continue;
-    tell(chunk, 0.9);
+    tell(chunk, Phase::factors);
     read_inner(step, pass, chunk);
     if (inputs) inputs->add(pool_, pass.attention_input.data(), nullptr, chunk.rows);
     if (heads) heads->add(pool_, pass.heads.data(), nullptr, chunk.rows);

@@ -9,6 +9,8 @@ from modicum.retrofit.kv_merge import KvMerge, KvStatistics, merge_kv
 from modicum.retrofit.own_text import OwnText
 from modicum.retrofit.pictures import Point, edit_errors_svg, frontier_svg
 from modicum.retrofit.plan import Depth, Ffn, Kv, LowRank, Plan, Quantize, Window
+from modicum.retrofit.planned import Considered, Planned
+from modicum.retrofit.planner import plan
 from modicum.retrofit.quantize import QuantizedKind, QuantizeReport, quantize
 from modicum.retrofit.refine import RefinedFfn, RefineReport, refine_ffn
 from modicum.retrofit.report import EditError, KindBytes, Protocol, Report
@@ -17,11 +19,13 @@ from modicum.retrofit.run import Estimate, estimate, report, run
 from modicum.retrofit.scales import AwqScales, awq_scales, grouped_query_sources, smooth_scales
 from modicum.retrofit.shapes import Format, Shape, write_random
 from modicum.retrofit.speed import Rate, Ratio, Speed, SpeedChange, measure, measure_shapes
+from modicum.retrofit.targets import Target, parse_target
 
 __all__ = [
     "AwqScales",
     "Calibration",
     "Comparison",
+    "Considered",
     "CostModel",
     "Depth",
     "EditError",
@@ -36,6 +40,7 @@ __all__ = [
     "OwnText",
     "Perplexity",
     "Plan",
+    "Planned",
     "Point",
     "Protocol",
     "Quantize",
@@ -51,6 +56,7 @@ __all__ = [
     "SourceUse",
     "Speed",
     "SpeedChange",
+    "Target",
     "Window",
     "awq_scales",
     "compare",
@@ -64,7 +70,9 @@ __all__ = [
     "measure_shapes",
     "merge_kv",
     "packed_tensors",
+    "parse_target",
     "perplexity",
+    "plan",
     "probes",
     "quantization_config",
     "quantize",

@@ -67,7 +67,7 @@ class Estimate:
         )
 
 
-def _solver() -> str:
+def open_solver() -> str:
     """Opens numpy's LAPACK where the system has none, and says which one serves."""
     for path in sorted((Path(np.__file__).parents[1] / "numpy.libs").glob("*openblas*")):
         _core.open_lapack(str(path))
@@ -104,7 +104,7 @@ def estimate(
     source: str | Path, plan: Plan | dict[str, Any] | str | Path, calibration: Calibration | None = None
 ) -> Estimate:
     """What :func:`run` would need; raises what it would raise before it begins."""
-    _solver()
+    open_solver()
     plan = as_plan(plan)
     tokens, held_out = _tokens(calibration)
     facts = _core.retrofit_estimate(source, plan.to_json(), tokens, held_out=held_out)
@@ -170,7 +170,7 @@ def run(
     IoError, Cancelled
     """
     plan = as_plan(plan)
-    solver = _solver()
+    solver = open_solver()
     tokens, held_out = _tokens(calibration)
     with _peak_memory() as memory:
         facts = _core.retrofit_run(
