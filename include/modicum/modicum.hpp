@@ -13,9 +13,11 @@
 #include <modicum/linalg/dense.hpp>
 #include <modicum/model/model.hpp>
 #include <modicum/retrofit/compare.hpp>
+#include <modicum/retrofit/ffn_refine.hpp>
 #include <modicum/retrofit/gptq.hpp>
 #include <modicum/retrofit/kv_merge.hpp>
 #include <modicum/retrofit/kv_statistics.hpp>
+#include <modicum/retrofit/low_rank.hpp>
 #include <modicum/retrofit/quantize.hpp>
 #include <modicum/retrofit/round.hpp>
 #include <modicum/retrofit/round_matrix.hpp>

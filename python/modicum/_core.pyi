@@ -7,7 +7,7 @@ import numpy
 import numpy.typing
 import os
 import typing
-__all__: list[str] = ['ABSTAIN_BELOW', 'AllOf', 'Answer', 'BeamHypothesis', 'BeamMode', 'BeamOptions', 'BeamResult', 'BeamStats', 'Branch', 'BuildOptions', 'Cancelled', 'Citation', 'Constraint', 'ContextOverflow', 'Corrupt', 'Cost', 'DeviceError', 'Document', 'EarlyStopping', 'Error', 'Expected', 'FingerprintMismatch', 'FormatError', 'GenerateResult', 'InvalidArgument', 'IoError', 'Knowledge', 'Lexicon', 'MachineLimits', 'Model', 'ModelConfig', 'ModelScores', 'OutOfMemory', 'PhraseConstraint', 'PythonConstraint', 'SequenceBias', 'Session', 'StreamDecoder', 'TextStream', 'Tokenizer', 'Unsupported', 'WhenFull', 'active_isa', 'adopt_knowledge', 'awq_scales', 'beam', 'beam_over', 'build_knowledge', 'extend', 'generate', 'gptq', 'grouped_query_sources', 'inspect_knowledge', 'lexicon_of_ids', 'lexicon_of_texts', 'logits', 'machine_limits', 'open_lexicon', 'pack_linear', 'plan_knowledge', 'quantization_json', 'quantize', 'read_bandwidth', 'round_nearest', 'shared_prompt_ids', 'smooth_scales', 'supported_isas', 'update_knowledge', 'verify_knowledge', 'warp']
+__all__: list[str] = ['ABSTAIN_BELOW', 'AllOf', 'Answer', 'BeamHypothesis', 'BeamMode', 'BeamOptions', 'BeamResult', 'BeamStats', 'Branch', 'BuildOptions', 'Cancelled', 'Citation', 'Constraint', 'ContextOverflow', 'Corrupt', 'Cost', 'DeviceError', 'Document', 'EarlyStopping', 'Error', 'Expected', 'FingerprintMismatch', 'FormatError', 'GenerateResult', 'InvalidArgument', 'IoError', 'Knowledge', 'KvStatistics', 'Lexicon', 'MachineLimits', 'Model', 'ModelConfig', 'ModelScores', 'OutOfMemory', 'PhraseConstraint', 'PythonConstraint', 'SequenceBias', 'Session', 'StreamDecoder', 'TextStream', 'Tokenizer', 'Unsupported', 'WhenFull', 'active_isa', 'adopt_knowledge', 'awq_scales', 'beam', 'beam_over', 'build_knowledge', 'compare', 'extend', 'generate', 'gptq', 'grouped_query_sources', 'inspect_knowledge', 'lexicon_of_ids', 'lexicon_of_texts', 'logits', 'low_rank', 'machine_limits', 'merge_kv', 'open_lapack', 'open_lexicon', 'pack_linear', 'perplexity', 'plan_knowledge', 'quantization_json', 'quantize', 'read_bandwidth', 'refine_ffn', 'retrofit_estimate', 'retrofit_plan', 'retrofit_run', 'retrofit_survey', 'round_nearest', 'shared_prompt_ids', 'smooth_scales', 'solver', 'supported_isas', 'tensor_bytes', 'update_knowledge', 'verify_knowledge', 'warp']
 class Error(Exception):
     """
     Root of everything that modicum raises.
@@ -147,6 +147,16 @@ class ModelConfig:
     """
     What config.json says of the model, in transformers' names.
     """
+    @staticmethod
+    def parse(text: str) -> ModelConfig:
+        """
+        Reads the text of a config.json; what is absent has the default of its kind of model.
+        
+        Raises
+        ------
+        FormatError, Unsupported
+            Naming the field.
+        """
     def __repr__(self) -> str:
         ...
     @property
@@ -168,6 +178,9 @@ class ModelConfig:
     def max_position_embeddings(self) -> int:
         ...
     @property
+    def mlp_bias(self) -> bool:
+        ...
+    @property
     def model_type(self) -> str:
         ...
     @property
@@ -178,6 +191,9 @@ class ModelConfig:
         ...
     @property
     def num_key_value_heads(self) -> int:
+        ...
+    @property
+    def o_bias(self) -> bool:
         ...
     @property
     def qk_norm(self) -> bool:
@@ -978,6 +994,46 @@ class Expected:
     @property
     def value(self) -> int:
         ...
+class KvStatistics:
+    """
+    Second moments of one attention layer's queries, keys and values before RoPE.
+    
+    What :func:`modicum.retrofit.merge_kv` reads. With κ_f = k_f + i k_{f+d/2}, the pair of dimensions that RoPE turns by
+    frequency f in the half-split layout of Hugging Face checkpoints: E[κ κᴴ] over KV heads, E|ρ|² of every query head,
+    and E[v vᵀ] of all values. Sums are float64, the same for any number of threads.
+    
+    Raises InvalidArgument where kv_heads does not divide heads, or head_dim is odd.
+    """
+    def __init__(self, *, heads: typing.SupportsInt | typing.SupportsIndex, kv_heads: typing.SupportsInt | typing.SupportsIndex, head_dim: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+    def key_gram(self, frequency: typing.SupportsInt | typing.SupportsIndex) -> typing.Annotated[numpy.typing.NDArray[numpy.complex128], "[m, n]"]:
+        """
+        E[κ κᴴ] of a frequency, complex128 [kv_heads, kv_heads].
+        """
+    def merge(self, other: KvStatistics) -> None:
+        """
+        Adds those of another text. Raises InvalidArgument where the heads differ.
+        """
+    def query_energy(self) -> typing.Annotated[numpy.typing.NDArray[numpy.float64], "[m, n]"]:
+        """
+        E|ρ|², float64 [head_dim / 2, heads].
+        """
+    def update(self, q: typing.Annotated[numpy.typing.ArrayLike, numpy.float32], k: typing.Annotated[numpy.typing.ArrayLike, numpy.float32], v: typing.Annotated[numpy.typing.ArrayLike, numpy.float32], *, threads: typing.SupportsInt | typing.SupportsIndex = 0) -> None:
+        """
+        Adds tokens: float32 q [tokens, heads · head_dim], k and v [tokens, kv_heads · head_dim].
+        
+        Outputs of q_proj, k_proj and v_proj, biases included, before RoPE. `threads` 0: every processor that this process may
+        use. Raises InvalidArgument for other shapes.
+        """
+    def value_gram(self) -> typing.Annotated[numpy.typing.NDArray[numpy.float64], "[m, n]"]:
+        """
+        E[v vᵀ], float64 [kv_heads · head_dim, kv_heads · head_dim].
+        """
+    @property
+    def count(self) -> int:
+        """
+        Tokens.
+        """
 def active_isa() -> str:
     """
     The instruction set whose kernels run: plain, avx2, avx512, avx512vnni, avx512bf16 or amx (MODICUM_ISA forces one).
@@ -991,6 +1047,8 @@ def beam(start: Branch, prompts: collections.abc.Sequence[collections.abc.Sequen
 def beam_over(step: typing.Any, start_scores: typing.Annotated[numpy.typing.ArrayLike, numpy.float32], prompt: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], options: BeamOptions, *, constraint: Constraint, tokenizer: Tokenizer | None, progress: typing.Any, on_stable: typing.Any) -> BeamResult:
     ...
 def build_knowledge(model: Model, documents: collections.abc.Sequence[Document], path: os.PathLike | str | bytes, options: BuildOptions, progress: typing.Any) -> Knowledge:
+    ...
+def compare(teacher: Model, student: Model, sequences: typing.Annotated[numpy.typing.ArrayLike, numpy.int32], *, progress: typing.Any = None) -> dict:
     ...
 def extend(extensions: collections.abc.Sequence[tuple[Branch, collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]]], *, progress: typing.Any = None) -> list[Branch]:
     """
@@ -1018,13 +1076,37 @@ def logits(branches: collections.abc.Sequence[Branch]) -> numpy.typing.NDArray[n
     
     The head's weights are read from memory once for all of them.
     """
+def low_rank(weight: typing.Annotated[numpy.typing.ArrayLike, numpy.float64, "[m, n]"], gram: typing.Annotated[numpy.typing.ArrayLike, numpy.float64, "[m, n]"], *, rank: typing.SupportsInt | typing.SupportsIndex, damping: typing.SupportsFloat | typing.SupportsIndex = 0.0) -> tuple:
+    """
+    The two factors of a linear layer that lose least of its output, in closed form.
+    
+    `weight` W [outputs, inputs] and `gram` G = E[x xᵀ] [inputs, inputs] of the inputs x that it reads, in float64. Returns
+    (u [outputs, rank], v [rank, inputs], loss): W ≈ u v, where u are the left singular vectors of W G^½ and v = uᵀ W (as
+    SVD-LLM, Wang et al. 2024, arXiv 2403.07378, without inverting G); `loss` is tr((W − uv) G (W − uv)ᵀ) / tr(W G Wᵀ), the
+    share of output energy in the singular values that are left out. `damping` adds that share of G's mean diagonal to its
+    diagonal, for inputs that the text did not have; the loss is without it.
+    
+    modicum runs such layers (config.json: "modicum": {"low_rank": {"modules": {name or "re:pattern": rank}}}, tensors
+    NAME.weight_u and NAME.weight_v); transformers does after :func:`modicum.interop.register`.
+    
+    Raises InvalidArgument for a rank of 0 or above the smaller side, shapes that do not fit, negative damping, and
+    numbers that are not finite.
+    """
 def machine_limits(*, threads: typing.SupportsInt | typing.SupportsIndex = 0) -> MachineLimits:
     """
     Measures, for some tenths of a second, what this machine can do; `threads` 0 means every processor.
     """
+def merge_kv(q: typing.Annotated[numpy.typing.ArrayLike, numpy.float64], k: typing.Annotated[numpy.typing.ArrayLike, numpy.float64], v: typing.Annotated[numpy.typing.ArrayLike, numpy.float64], o: typing.Annotated[numpy.typing.ArrayLike, numpy.float64], statistics: KvStatistics, *, kv_heads: typing.SupportsInt | typing.SupportsIndex, method: str, grouping: str, q_bias: typing.Annotated[numpy.typing.ArrayLike, numpy.float64] | None, k_bias: typing.Annotated[numpy.typing.ArrayLike, numpy.float64] | None, v_bias: typing.Annotated[numpy.typing.ArrayLike, numpy.float64] | None, qk_norm: bool) -> dict:
+    ...
+def open_lapack(path: str) -> bool:
+    """
+    Uses the LAPACK in a shared library for solves, unless one is in use already. Returns whether there is one.
+    """
 def open_lexicon(path: os.PathLike | str | bytes, tokenizer_fingerprint: str) -> Lexicon:
     ...
 def pack_linear(integers: typing.Annotated[numpy.typing.ArrayLike, numpy.int8], scales: typing.Annotated[numpy.typing.ArrayLike, numpy.float32], *, bits: typing.SupportsInt | typing.SupportsIndex, group: typing.SupportsInt | typing.SupportsIndex, scale_dtype: str) -> list[bytes]:
+    ...
+def perplexity(model: Model, sequences: typing.Annotated[numpy.typing.ArrayLike, numpy.int32], *, progress: typing.Any = None) -> dict:
     ...
 def plan_knowledge(model: Model, documents: collections.abc.Sequence[Document], options: BuildOptions) -> dict:
     ...
@@ -1038,6 +1120,18 @@ def read_bandwidth(*, threads: typing.SupportsInt | typing.SupportsIndex = 0, si
     
     Choose the size of what will be read: less may lie in a cache.
     """
+def refine_ffn(x: typing.Annotated[numpy.typing.ArrayLike, numpy.float32], targets: typing.Annotated[numpy.typing.ArrayLike, numpy.float32], gate: typing.Annotated[numpy.typing.ArrayLike, numpy.float32], up: typing.Annotated[numpy.typing.ArrayLike, numpy.float32], down: typing.Annotated[numpy.typing.ArrayLike, numpy.float32], *, factors: typing.Annotated[numpy.typing.ArrayLike, numpy.float32] | None, gate_bias: typing.Annotated[numpy.typing.ArrayLike, numpy.float32] | None, up_bias: typing.Annotated[numpy.typing.ArrayLike, numpy.float32] | None, down_bias: typing.Annotated[numpy.typing.ArrayLike, numpy.float32] | None, held_out: typing.SupportsInt | typing.SupportsIndex, rounds: typing.SupportsInt | typing.SupportsIndex, iterations: typing.SupportsInt | typing.SupportsIndex, damping: typing.SupportsFloat | typing.SupportsIndex, max_rows: typing.SupportsInt | typing.SupportsIndex, dtype: str, threads: typing.SupportsInt | typing.SupportsIndex, progress: typing.Any) -> tuple:
+    ...
+def retrofit_estimate(source: os.PathLike | str | bytes, plan: str, tokens: typing.Annotated[numpy.typing.ArrayLike, numpy.int32], *, held_out: typing.SupportsInt | typing.SupportsIndex) -> dict:
+    ...
+def retrofit_plan(json: str) -> str:
+    """
+    A plan with every field, or FormatError that names the one that is wrong.
+    """
+def retrofit_run(source: os.PathLike | str | bytes, out: os.PathLike | str | bytes, plan: str, tokens: typing.Annotated[numpy.typing.ArrayLike, numpy.int32], *, held_out: typing.SupportsInt | typing.SupportsIndex, relative: bool, work: os.PathLike | str | bytes, threads: typing.SupportsInt | typing.SupportsIndex, progress: typing.Any) -> dict:
+    ...
+def retrofit_survey(source: os.PathLike | str | bytes, tokens: typing.Annotated[numpy.typing.ArrayLike, numpy.int32], *, held_out: typing.SupportsInt | typing.SupportsIndex, widths: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], kv_heads: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], bits: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], threads: typing.SupportsInt | typing.SupportsIndex, progress: typing.Any) -> dict:
+    ...
 def round_nearest(weights: typing.Annotated[numpy.typing.ArrayLike, numpy.float32], gram: typing.Annotated[numpy.typing.ArrayLike, numpy.float64] | None, *, bits: typing.SupportsInt | typing.SupportsIndex, group: typing.SupportsInt | typing.SupportsIndex, scale_dtype: str, threads: typing.SupportsInt | typing.SupportsIndex) -> tuple:
     ...
 def shared_prompt_ids(model: Model, documents: collections.abc.Sequence[Document], options: BuildOptions) -> list[int]:
@@ -1046,8 +1140,16 @@ def shared_prompt_ids(model: Model, documents: collections.abc.Sequence[Document
     """
 def smooth_scales(matrices: collections.abc.Sequence[typing.Annotated[numpy.typing.ArrayLike, numpy.float32]], largest: typing.Annotated[numpy.typing.ArrayLike, numpy.float32], *, alpha: typing.SupportsFloat | typing.SupportsIndex, sources: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]) -> numpy.typing.NDArray[numpy.float32]:
     ...
+def solver() -> str:
+    """
+    The library that serves solves, and its version.
+    """
 def supported_isas() -> list[str]:
     ...
+def tensor_bytes(source: os.PathLike | str | bytes) -> dict[str, int]:
+    """
+    Bytes of each tensor of a checkpoint, by name.
+    """
 def update_knowledge(model: Model, path: os.PathLike | str | bytes, put: collections.abc.Sequence[Document], remove: collections.abc.Sequence[str], progress: typing.Any, expected: Expected) -> dict:
     ...
 def verify_knowledge(model: Model, path: os.PathLike | str | bytes, samples: typing.SupportsInt | typing.SupportsIndex, progress: typing.Any) -> tuple[int, float]:

@@ -1,4 +1,6 @@
-"""Keys and values to and from transformers: ``pip install modicum[interop]`` brings torch and transformers.
+"""Keys and values to and from transformers, and models that only modicum writes.
+
+``pip install modicum[interop]`` brings torch and transformers.
 
 What modicum keeps of tokens 0, 1, … is what a transformers model of the same directory keeps: keys after the
 rotation to their position (and after their norm, where the model has one), values as they are. Only the axes
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import DynamicCache
 
-__all__ = ["from_dynamic_cache", "to_dynamic_cache"]
+__all__ = ["from_dynamic_cache", "register", "to_dynamic_cache"]
 
 Array = npt.NDArray[Any]
 
@@ -105,6 +107,23 @@ def from_dynamic_cache(cache: DynamicCache) -> tuple[Array, Array]:
         _as_array(torch, [layer.keys for layer in cache.layers]),
         _as_array(torch, [layer.values for layer in cache.layers]),
     )
+
+
+def register() -> None:
+    """Lets transformers load directories that have a "modicum" section in config.json.
+
+    After it, ``AutoModelForCausalLM.from_pretrained`` makes linear layers that are stored as two factors
+    (:func:`modicum.retrofit.low_rank`) into what they are. Every other model is made as before.
+
+    Raises
+    ------
+    Unsupported
+        Where torch or transformers is missing.
+    """
+    _libraries("register")
+    from modicum import _transformers_low_rank
+
+    _transformers_low_rank.register()
 
 
 def _libraries(op: str) -> tuple[Any, Any]:

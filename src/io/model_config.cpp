@@ -6,6 +6,7 @@
 
 #include "../base/json.hpp"
 #include "../base/quote.hpp"
+#include "low_rank_json.hpp"
 #include "quantization_json.hpp"
 #include "rope_config.hpp"
 
@@ -46,7 +47,7 @@ const Family& family_of(const JsonFields& fields) {
 /// Fields whose meaning this version does not implement must not be skipped in silence.
 void refuse_unsupported(const JsonFields& fields) {
   for (const char* field : {"compression_config", "num_experts", "num_local_experts", "n_routed_experts",
-                            "moe_intermediate_size", "per_layer_config", "modicum"}) {
+                            "moe_intermediate_size", "per_layer_config"}) {
     if (fields.has_value(field)) fields.refuse<Unsupported>(field, "a dense model without it");
   }
   const std::string activation = fields.text_or("hidden_act", "silu");
@@ -185,6 +186,20 @@ void parse_special_tokens(const JsonFields& fields, const JsonFields& generation
   if (absent("bos_token_id")) config.bos_token_id = family.bos_token_id;
 }
 
+/// What this package alone writes and reads.
+void parse_modicum(const JsonFields& fields, ModelConfig& config) {
+  const Json& section = fields.at("modicum");
+  const JsonFields ours(section, kOp, fields.name("modicum."));
+  for (const auto& [field, value] : section.items()) {
+    if (field != "low_rank") ours.refuse<Unsupported>(field.c_str(), "low_rank only", "update modicum");
+  }
+  if (!ours.has_value("low_rank")) return;
+  if (config.quantization) {
+    ours.refuse<Unsupported>("low_rank", "none beside quantization_config");
+  }
+  config.low_rank = parse_low_rank(ours.at("low_rank"), kOp, ours.name("low_rank"));
+}
+
 }  // namespace
 
 ModelConfig parse_model_config(std::string_view config_json, std::string_view generation_config_json) {
@@ -212,6 +227,7 @@ ModelConfig parse_model_config(std::string_view config_json, std::string_view ge
     config.quantization =
         parse_quantization(fields.at("quantization_config"), kOp, fields.name("quantization_config"));
   }
+  if (fields.has_value("modicum")) parse_modicum(fields, config);
   parse_special_tokens(fields, generation, family, config);
   return config;
 }

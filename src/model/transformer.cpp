@@ -25,6 +25,9 @@ constexpr std::size_t kChunkRows = 512;
 /// values of a short prompt they are not small.
 constexpr std::size_t kKeptRows = 64;
 
+/// Linear layers that read the same input: q, k and v.
+constexpr std::size_t kMostOfOne = 3;
+
 }  // namespace
 
 /// One token that is being read.
@@ -46,10 +49,19 @@ struct Transformer::Pass {
   AttentionProbe* probe = nullptr;
 };
 
+/// A linear layer's output: y = layer(x), or y += layer(x).
+struct Transformer::Projection {
+  const LinearWeights* layer;
+  float* y;
+  bool add = false;
+};
+
 /// Activations of one chunk; kept so that a step allocates nothing.
 struct Transformer::Workspace {
   using Floats = ops::MatmulScratch::Floats;
   Floats x, h, q, k, v, attended;
+  Floats gate, up;               ///< where layers of low rank keep them apart
+  Floats inner[kMostOfOne];      ///< what is between a layer's two factors
   std::vector<Floats> rotated;   ///< queries by origin beyond the first
   std::vector<Floats> cos, sin;  ///< by origin
   ops::MatmulScratch scratch;
@@ -204,22 +216,17 @@ void Transformer::run_layer(const Pass& pass, std::size_t layer, std::size_t fir
   Workspace& w = *work_;
   const LayerWeights& weights = weights_.layers[layer];
   const auto eps = static_cast<float>(config_.rms_norm_eps);
-  const std::size_t query_width = config_.query_width();
-  const std::size_t kv_width = config_.kv_width();
   ops::rms_norm(pool_, w.x.data(), weights.input_norm, eps, count, w.h.data());
-  const ops::Product qkv[] = {{weights.q.weight, weights.q.bias_or_null(), w.q.data(), query_width},
-                              {weights.k.weight, weights.k.bias_or_null(), w.k.data(), kv_width},
-                              {weights.v.weight, weights.v.bias_or_null(), w.v.data(), kv_width}};
-  ops::matmul(pool_, w.h.data(), count, config_.hidden_size, qkv, w.scratch);
+  const Projection qkv[] = {{&weights.q, w.q.data()}, {&weights.k, w.k.data()}, {&weights.v, w.v.data()}};
+  project(w.h.data(), count, config_.hidden_size, qkv);
   if (!weights.q_norm.empty()) {
     ops::rms_norm(pool_, w.q.data(), weights.q_norm, eps, count * config_.num_attention_heads, w.q.data());
     ops::rms_norm(pool_, w.k.data(), weights.k_norm, eps, count * config_.num_key_value_heads, w.k.data());
   }
   write_keys(pass, layer, first, count);
   attend(pass, layer, first, count);
-  const ops::Product o[] = {
-      {weights.o.weight, weights.o.bias_or_null(), w.x.data(), config_.hidden_size, true}};
-  ops::matmul(pool_, w.attended.data(), count, query_width, o, w.scratch);
+  const Projection o[] = {{&weights.o, w.x.data(), true}};
+  project(w.attended.data(), count, config_.query_width(), o);
   ops::rms_norm(pool_, w.x.data(), weights.post_attention_norm, eps, count, w.h.data());
   feed_forward(weights, count);
 }
@@ -291,8 +298,43 @@ void Transformer::watch(const Pass& pass, const ops::AttentionShape& shape,
   ops::attention_mass(pool_, shape, queries, {&group, 1}, probe.mass.data());
 }
 
+void Transformer::project(const float* x, std::size_t count, std::size_t cols,
+                          std::span<const Projection> projections) const {
+  Workspace& w = *work_;
+  ops::Product first[kMostOfOne];
+  for (std::size_t i = 0; i < projections.size(); ++i) {
+    const auto& [layer, y, add] = projections[i];
+    if (layer->inner.empty()) {
+      first[i] = {layer->weight, layer->bias_or_null(), y, layer->weight.rows, add};
+      continue;
+    }
+    const std::size_t rank = layer->inner.rows;
+    if (w.inner[i].size() < count * rank) w.inner[i].resize(count * rank);
+    first[i] = {layer->inner, nullptr, w.inner[i].data(), rank};
+  }
+  ops::matmul(pool_, x, count, cols, std::span(first, projections.size()), w.scratch);
+  for (std::size_t i = 0; i < projections.size(); ++i) {
+    const auto& [layer, y, add] = projections[i];
+    if (layer->inner.empty()) continue;
+    const ops::Product second[] = {{layer->weight, layer->bias_or_null(), y, layer->weight.rows, add}};
+    ops::matmul(pool_, w.inner[i].data(), count, layer->inner.rows, second, w.scratch);
+  }
+}
+
 void Transformer::feed_forward(const LayerWeights& layer, std::size_t count) const {
   Workspace& w = *work_;
+  if (!layer.gate.inner.empty() || !layer.up.inner.empty() || !layer.down.inner.empty()) {
+    const std::size_t inner = config_.intermediate_size;
+    for (Workspace::Floats* buffer : {&w.gate, &w.up}) {
+      if (buffer->size() < count * inner) buffer->resize(count * inner);
+    }
+    const Projection both[] = {{&layer.gate, w.gate.data()}, {&layer.up, w.up.data()}};
+    project(w.h.data(), count, config_.hidden_size, both);
+    ops::silu_mul(pool_, w.gate.data(), w.up.data(), count * inner);
+    const Projection down[] = {{&layer.down, w.x.data(), true}};
+    project(w.gate.data(), count, inner, down);
+    return;
+  }
   const ops::SwigluWeights weights{.gate = layer.gate.weight,
                                    .up = layer.up.weight,
                                    .down = layer.down.weight,

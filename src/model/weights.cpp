@@ -49,8 +49,10 @@ class Loader {
 
   /// That of the first layer's matrix; where it is integers, that of the embedding.
   DType stored_dtype() {
-    const DType first =
-        linear_view("model.layers.0.self_attn.q_proj", config_.query_width(), config_.hidden_size).dtype;
+    const std::string query = "model.layers.0.self_attn.q_proj";
+    const std::size_t rank = rank_of(query);
+    const DType first = rank > 0 ? view(query + ".weight_v", rank, config_.hidden_size).dtype
+                                 : linear_view(query, config_.query_width(), config_.hidden_size).dtype;
     if (is_float(first)) return first;
     return view("model.embed_tokens.weight", config_.vocab_size, config_.hidden_size).dtype;
   }
@@ -98,8 +100,18 @@ class Loader {
     return values;
   }
 
+  std::size_t rank_of(const std::string& name) const {
+    return config_.low_rank ? config_.low_rank->rank_of(name) : 0;
+  }
+
   LinearWeights linear(const std::string& name, std::size_t rows, std::size_t cols, bool bias) {
-    LinearWeights weights{.weight = linear_matrix(name, rows, cols), .bias = {}};
+    LinearWeights weights;
+    if (const std::size_t rank = rank_of(name); rank > 0) {
+      weights.inner = matrix(name + ".weight_v", rank, cols);
+      weights.weight = matrix(name + ".weight_u", rows, rank);
+    } else {
+      weights.weight = linear_matrix(name, rows, cols);
+    }
     if (bias) weights.bias = vector(name + ".bias", rows);
     return weights;
   }
@@ -178,6 +190,7 @@ TokenCost ModelWeights::token_cost() const {
     for (const LinearWeights* linear :
          {&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down}) {
       add(linear->weight);
+      add(linear->inner);
     }
   }
   add(head);

@@ -54,8 +54,10 @@ PYBIND11_MODULE(_core, m) {
   modicum::python::bind_lexicon(m);
   modicum::python::bind_cag(m);
   modicum::python::bind_quantize(m);
+  modicum::python::bind_refine(m);
   modicum::python::bind_retrofit(m);
   modicum::python::bind_kv_merge(m);
+  modicum::python::bind_low_rank(m);
   modicum::python::bind_compare(m);
   modicum::python::bind_round(m);
 }

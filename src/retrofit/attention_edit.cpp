@@ -1,38 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <optional>
-
 #include <modicum/retrofit/kv_merge.hpp>
 
+#include "attention_weights.hpp"
 #include "layer_editor.hpp"
 
 namespace modicum::retrofit {
 namespace {
 
-linalg::Vector bias_of(const LinearWeights& weights) {
-  linalg::Vector bias(static_cast<Eigen::Index>(weights.bias.size()));
-  for (std::size_t i = 0; i < weights.bias.size(); ++i) bias[static_cast<Eigen::Index>(i)] = weights.bias[i];
-  return bias;
-}
-
-std::vector<float> floats_of(const linalg::Vector& vector) {
+std::vector<float> to_floats(const linalg::Vector& vector) {
   return {vector.begin(), vector.end()};
 }
 
 }  // namespace
 
 void LayerEditor::merge_heads(Step& step, const KvStatistics& statistics) {
-  const LayerWeights& w = step.student.weights();
-  const AttentionWeights before{.shape = statistics.shape(),
-                                .qk_norm = config_.qk_norm,
-                                .q = widened(w.q.weight),
-                                .k = widened(w.k.weight),
-                                .v = widened(w.v.weight),
-                                .o = widened(w.o.weight),
-                                .q_bias = bias_of(w.q),
-                                .k_bias = bias_of(w.k),
-                                .v_bias = bias_of(w.v)};
   const bool pooled = plan_.kv->method == KvMergeMethod::mean || plan_.kv->method == KvMergeMethod::first;
-  const KvMerge merged = merge_kv(before, statistics,
+  const KvMerge merged = merge_kv(attention_weights(step.student.weights(), config_), statistics,
                                   {.kv_heads = plan_.kv->kv_heads,
                                    .method = plan_.kv->method,
                                    .grouping = pooled ? KvGrouping::consecutive : KvGrouping::found});
@@ -41,9 +24,9 @@ void LayerEditor::merge_heads(Step& step, const KvStatistics& statistics) {
   student.set_matrix(Linear::k, merged.weights.k);
   student.set_matrix(Linear::v, merged.weights.v);
   student.set_matrix(Linear::o, merged.weights.o);
-  student.set_bias(Linear::q, floats_of(merged.weights.q_bias));
-  student.set_bias(Linear::k, floats_of(merged.weights.k_bias));
-  student.set_bias(Linear::v, floats_of(merged.weights.v_bias));
+  student.set_bias(Linear::q, to_floats(merged.weights.q_bias));
+  student.set_bias(Linear::k, to_floats(merged.weights.k_bias));
+  student.set_bias(Linear::v, to_floats(merged.weights.v_bias));
   for (const auto& [module, error] :
        {std::pair(Linear::k, merged.score_error), std::pair(Linear::v, merged.value_error)}) {
     step.errors.push_back({.layer = step.layer,
@@ -68,7 +51,7 @@ void LayerEditor::edit_attention_inputs(Step& step) {
   LayerPass pass = pass_of(config_);
   for (const Chunk& chunk : chunks_.list()) {
     if (chunk.held_out) continue;
-    tell(chunk, 0.3);
+    tell(chunk, Phase::inputs);
     pass.project(step.student.weights(), student_row(chunk.first_row), chunk.sequences);
     if (plan_.kv) heads.update(pool_, pass.q.data(), pass.k.data(), pass.v.data(), chunk.rows);
     if (!calibrated_rounding()) continue;
@@ -92,7 +75,7 @@ void LayerEditor::edit_output(Step& step, const ActivationFile& goal) {
     Gathering gathering(config_.query_width(), config_.hidden_size, weights_.dtype, chunks_);
     LayerPass pass = pass_of(planned_);
     for (const Chunk& chunk : chunks_.list()) {
-      tell(chunk, 0.4);
+      tell(chunk, Phase::output);
       const float* const x = student_row(chunk.first_row);
       pass.project(step.student.weights(), x, chunk.sequences);
       pass.attend(window_after(step.index));

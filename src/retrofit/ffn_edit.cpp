@@ -1,5 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+#include <optional>
+#include <utility>
+
 #include <modicum/retrofit/channels.hpp>
+#include <modicum/retrofit/ffn_refine.hpp>
 
 #include "layer_editor.hpp"
 
@@ -14,6 +19,57 @@ void LayerEditor::narrow(Step& step, FitMoments& moments) {
   step.student.set_matrix(Linear::down, w(Eigen::all, kept));
   moments.fitted = moments_of(moments.fitted, kept);
   moments.held_out = moments_of(moments.held_out, kept);
+}
+
+/// What `refine` reads: all rows of the text, in files.
+struct LayerEditor::RefineRows {
+  ActivationFile x, targets;
+  std::vector<float> factors;
+
+  RefineRows(const LayerEditor& editor)
+      : x(editor.new_stream("refine-x", 0)), targets(editor.new_stream("refine-t", 0)) {}
+
+  void add(const LayerPass& pass, const float* goal, const Chunk& chunk, std::size_t width,
+           std::span<const float> chunk_factors) {
+    std::copy_n(pass.ffn_input.data(), chunk.rows * width, x.row(chunk.first_row));
+    float* const t = targets.row(chunk.first_row);
+    for (std::size_t i = 0; i < chunk.rows * width; ++i) t[i] = goal[i] - pass.middle[i];
+    factors.insert(factors.end(), chunk_factors.begin(), chunk_factors.end());
+  }
+};
+
+bool LayerEditor::alternates(std::size_t step) const {
+  return (plan_.ffn && plan_.ffn->refit == Refit::alternating) ||
+         (bridges(step) && plan_.depth->refit == Refit::alternating);
+}
+
+void LayerEditor::refine(Step& step, const RefineRows& rows) {
+  const LayerWeights& w = step.student.weights();
+  FfnWeights weights{.width = config_.hidden_size,
+                     .inner = w.gate.weight.rows,
+                     .gate = floats_of(w.gate.weight),
+                     .up = floats_of(w.up.weight),
+                     .down = floats_of(w.down.weight),
+                     .gate_bias = w.gate.bias,
+                     .up_bias = w.up.bias,
+                     .down_bias = w.down.bias};
+  const RefineReport report = refine_ffn(weights,
+                                         {.x = rows.x.row(0),
+                                          .targets = rows.targets.row(0),
+                                          .factors = rows.factors,
+                                          .fitted = chunks_.rows(false),
+                                          .held_out = chunks_.rows(true)},
+                                         {.iterations = 4, .dtype = weights_.dtype}, pool_, cancellation());
+  step.student.set_matrix(Linear::gate, weights.gate, weights.inner);
+  step.student.set_matrix(Linear::up, weights.up, weights.inner);
+  step.student.set_matrix(Linear::down, weights.down, weights.width);
+  step.errors.push_back({.layer = step.layer,
+                         .edit = plan_.ffn ? "ffn" : "depth",
+                         .module = "mlp",
+                         .before = report.error_before,
+                         .after = report.error_after,
+                         .held_out_before = report.held_out_before,
+                         .held_out_after = report.held_out_after});
 }
 
 void LayerEditor::edit_ffn(Step& step, const ActivationFile& goal) {
@@ -31,12 +87,15 @@ void LayerEditor::edit_ffn(Step& step, const ActivationFile& goal) {
       inputs = SecondMoments(config_.hidden_size, 0, weights_.dtype, chunks_.rows(false));
       magnitudes = ChannelMagnitudes(config_.hidden_size);
     }
+    std::optional<RefineRows> rows;
+    if (alternates(step.index)) rows.emplace(*this);
     for (const Chunk& chunk : chunks_.list()) {
-      tell(chunk, 0.6);
+      tell(chunk, Phase::ffn);
       read_inner(step, pass, chunk);
       const Targets t =
           targets(goal.row(chunk.first_row), pass.middle.data(), step.student.weights().down, chunk.rows);
       gathering.of(chunk).add(pool_, pass.inner.data(), t.rows.data(), chunk.rows, t.factors);
+      if (rows) rows->add(pass, goal.row(chunk.first_row), chunk, config_.hidden_size, t.factors);
       if (!calibrated || chunk.held_out) continue;
       inputs.add(pool_, pass.ffn_input.data(), nullptr, chunk.rows);
       magnitudes.add(pass.ffn_input.data(), chunk.rows);
@@ -44,11 +103,12 @@ void LayerEditor::edit_ffn(Step& step, const ActivationFile& goal) {
     FitMoments moments = finished(gathering);
     if (plan_.ffn) narrow(step, moments);
     if (shapes) {
-      const bool refit = bridges(step.index) ? plan_.depth->refit == Refit::least_squares
-                                             : plan_.ffn->refit == Refit::least_squares;
+      const bool refit =
+          bridges(step.index) ? plan_.depth->refit != Refit::none : plan_.ffn->refit != Refit::none;
       fit(step, Linear::down, plan_.ffn ? "ffn" : "depth", refit, widened(step.student.weights().down.weight),
           moments);
     }
+    if (rows) refine(step, *rows);
     if (calibrated) {
       inputs.finish(pool_);
       linalg::Matrix gram = std::move(inputs).moments().gram / static_cast<double>(magnitudes.rows());
@@ -66,7 +126,7 @@ void LayerEditor::edit_down(Step& step, const ActivationFile& goal) {
   Gathering gathering(planned_.intermediate_size, config_.hidden_size, weights_.dtype, chunks_);
   LayerPass pass = pass_of(planned_);
   for (const Chunk& chunk : chunks_.list()) {
-    tell(chunk, 0.8);
+    tell(chunk, Phase::down);
     read_inner(step, pass, chunk);
     const Targets t =
         targets(goal.row(chunk.first_row), pass.middle.data(), step.student.weights().down, chunk.rows);

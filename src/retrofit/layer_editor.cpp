@@ -73,12 +73,12 @@ bool LayerEditor::calibrated_rounding() const {
 }
 
 bool LayerEditor::refits_output(std::size_t layer) const {
-  return (plan_.kv && plan_.kv->refit == Refit::least_squares) ||
-         (windowed(layer) && plan_.window->refit == Refit::least_squares);
+  return (plan_.kv && plan_.kv->refit != Refit::none) ||
+         (windowed(layer) && plan_.window->refit != Refit::none);
 }
 
 bool LayerEditor::narrows_or_bridges(std::size_t step) const {
-  return plan_.ffn || (bridges(step) && plan_.depth->refit == Refit::least_squares);
+  return plan_.ffn || (bridges(step) && plan_.depth->refit != Refit::none);
 }
 
 bool LayerEditor::edits(std::size_t step) const {
@@ -129,9 +129,18 @@ const float* LayerEditor::student_row(std::size_t row) const {
   return diverged_ ? student_.row(row) : teacher_.row(row);
 }
 
-void LayerEditor::tell(const Chunk& chunk, double share) const {
-  const auto rows = static_cast<double>(chunk.first_row + chunk.rows);
-  report(progress_, kOp, done_ + static_cast<std::uint64_t>(share * rows), total_);
+void LayerEditor::tell(const Chunk& chunk, Phase phase) const {
+  constexpr std::size_t kPhases = static_cast<std::size_t>(Phase::advance) + 1;
+  const std::size_t before = static_cast<std::size_t>(phase) * chunks_.all_rows();
+  report(progress_, kOp, done_ + (before + chunk.first_row) / kPhases, total_);
+}
+
+Progress LayerEditor::cancellation() const {
+  return [this](std::string_view, std::uint64_t, std::uint64_t) {
+    const std::size_t phases = static_cast<std::size_t>(Phase::advance) + 1;
+    const std::size_t before = static_cast<std::size_t>(Phase::down) * chunks_.all_rows();
+    return !progress_ || progress_(kOp, done_ + before / phases, total_);
+  };
 }
 
 LayerPass LayerEditor::pass_of(const ModelConfig& config) const {
@@ -155,6 +164,7 @@ LayerRecord LayerEditor::edit(std::size_t index, bool more) {
   if (plan_.kv || calibrated_rounding()) edit_attention_inputs(step);
   if (refits_output(layer) || plan_.quantize) edit_output(step, middle);
   if (narrows_or_bridges(index) || plan_.quantize) edit_ffn(step, next);
+  if (plan_.low_rank) factor(step);
   const bool diverged = diverged_ || edits(index) || bridges(index);
   ActivationFile next_student;
   if (diverged && more) {
@@ -182,7 +192,7 @@ void LayerEditor::read_teacher(const Step& step, LayerPass& pass, ActivationFile
                                ActivationFile& middle) {
   const std::size_t end = step.index + 1 < kept_.size() ? kept_[step.index + 1] : config_.num_hidden_layers;
   for (const Chunk& chunk : chunks_.list()) {
-    tell(chunk, 0.2);
+    tell(chunk, Phase::teacher);
     const float* const x = teacher_.row(chunk.first_row);
     pass.run(weights_.layers[step.layer], window_before(step.layer), x, chunk.sequences);
     std::copy_n(pass.middle.data(), chunk.rows * config_.hidden_size, middle.row(chunk.first_row));
@@ -205,7 +215,7 @@ void LayerEditor::read_inner(const Step& step, LayerPass& pass, const Chunk& chu
 void LayerEditor::advance(const Step& step, ActivationFile& next) {
   LayerPass pass = pass_of(planned_);
   for (const Chunk& chunk : chunks_.list()) {
-    tell(chunk, 1.0);
+    tell(chunk, Phase::advance);
     read_inner(step, pass, chunk);
     pass.close_ffn(step.student.weights());
     std::copy_n(pass.out.data(), chunk.rows * config_.hidden_size, next.row(chunk.first_row));
@@ -237,7 +247,7 @@ void check_calibration(const Plan& plan, const ModelConfig& config, const Calibr
           .got = std::to_string(token)});
   }
   // A fit of n inputs has n unknowns for each output: from fewer rows it would only learn them by heart.
-  const std::size_t inputs = plan.ffn || plan.depth || plan.quantize
+  const std::size_t inputs = plan.ffn || plan.depth || plan.low_rank || plan.quantize
                                  ? std::max(config.intermediate_size, config.query_width())
                                  : std::max(config.hidden_size, config.query_width());
   const std::size_t rows = (sequences - calibration.held_out) * calibration.length;

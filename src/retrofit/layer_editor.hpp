@@ -14,6 +14,7 @@
 #include <modicum/io/checkpoint.hpp>
 #include <modicum/model/weights.hpp>
 #include <modicum/retrofit/gptq.hpp>
+#include <modicum/retrofit/kv_statistics.hpp>
 #include <modicum/retrofit/ridge.hpp>
 #include <modicum/retrofit/run.hpp>
 #include <modicum/retrofit/statistics.hpp>
@@ -32,6 +33,9 @@ void check_calibration(const Plan& plan, const ModelConfig& config, const Calibr
 
 /// The linear layers that `plan` makes integers of, by their names in the source; the head aside.
 std::vector<QuantizedModule> quantized_modules(const ModelConfig& config, const Plan& plan);
+
+/// The linear layers that `plan` makes two factors of, by their names in the output, with their ranks.
+std::map<std::string, std::size_t> low_rank_modules(const ModelConfig& config, const Plan& plan);
 
 /// Edits every layer that stays, or takes it from the journal where it is done.
 class LayerEditor {
@@ -81,7 +85,11 @@ class LayerEditor {
   ActivationFile new_stream(const char* name, std::size_t step) const;
   void open_streams(std::size_t step);
   const float* student_row(std::size_t row) const;
-  void tell(const Chunk& chunk, double share) const;
+  /// Passes over the text in the order of a layer's edits.
+  enum class Phase { teacher, inputs, output, ffn, down, factors, advance };
+  void tell(const Chunk& chunk, Phase phase) const;
+  /// Between two passes: lets the caller stop.
+  Progress cancellation() const;
   LayerRecord edit(std::size_t step, bool more);
   void edit_with_text(Step& step, bool more);
   void edit_without_text(Step& step);
@@ -98,15 +106,19 @@ class LayerEditor {
 
   // Attention (attention_edit.cpp).
   void edit_attention_inputs(Step& step);
-  void merge_heads(Step& step, const class KvStatistics& statistics);
+  void merge_heads(Step& step, const KvStatistics& statistics);
   void edit_output(Step& step, const ActivationFile& goal);
 
   // Feed-forward (ffn_edit.cpp).
   void edit_ffn(Step& step, const ActivationFile& goal);
+  struct RefineRows;
+  bool alternates(std::size_t step) const;
   void narrow(Step& step, FitMoments& moments);
-  void round_ffn_inputs(Step& step, linalg::Matrix& gram, const ChannelMagnitudes& magnitudes,
-                        const linalg::Matrix& inner_gram);
+  void refine(Step& step, const RefineRows& rows);
   void edit_down(Step& step, const ActivationFile& goal);
+
+  // Factors (low_rank_edit.cpp).
+  void factor(Step& step);
 
   // Integers (rounding_edit.cpp).
   std::size_t bits_of_layer(std::size_t layer) const;

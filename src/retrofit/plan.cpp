@@ -40,7 +40,8 @@ struct Names {
   }
 };
 
-constexpr Names<Refit, 2> kRefits{{{{Refit::least_squares, "least_squares"}, {Refit::none, "none"}}}};
+constexpr Names<Refit, 3> kRefits{
+    {{{Refit::least_squares, "least_squares"}, {Refit::alternating, "alternating"}, {Refit::none, "none"}}}};
 constexpr Names<KvMergeMethod, 4> kMethods{{{{KvMergeMethod::complex_pca, "complex_pca"},
                                              {KvMergeMethod::procrustes, "procrustes"},
                                              {KvMergeMethod::mean, "mean"},
@@ -175,6 +176,22 @@ void check_window(const WindowEdit& edit, const ModelConfig& config) {
   }
 }
 
+void check_low_rank(const Plan& plan) {
+  static constexpr std::string_view kKinds[] = {"q_proj",    "k_proj",  "v_proj",   "o_proj",
+                                                "gate_proj", "up_proj", "down_proj"};
+  for (const std::string& kind : plan.low_rank->modules) {
+    if (std::find(std::begin(kKinds), std::end(kKinds), kind) != std::end(kKinds)) continue;
+    refuse("low_rank.modules", "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj or down_proj",
+           quote(kind));
+  }
+  if (!plan.quantize) return;
+  fail<Unsupported>({.op = kOp,
+                     .what = "low_rank beside quantize",
+                     .expected = "one of them",
+                     .got = "both",
+                     .todo = "take fewer bits, or fewer channels"});
+}
+
 void check_quantize(const QuantizeEdit& edit, const ModelConfig& config) {
   const auto whole_bits = [](std::size_t bits) { return bits == 4 || bits == 8; };
   bool fits = whole_bits(edit.bits) && whole_bits(edit.head_bits.value_or(8));
@@ -250,7 +267,7 @@ Plan Plan::from_json(std::string_view text) {
     const JsonFields edit = edit_fields(fields.at("depth"), "depth", {"first", "count", "refit"});
     plan.depth = {.first = edit.integer("first", 0, kMost),
                   .count = edit.integer("count", 1, kMost),
-                  .refit = kRefits.read(edit, "refit", Refit::least_squares)};
+                  .refit = kRefits.read(edit, "refit", Refit::alternating)};
   }
   if (fields.has_value("window")) {
     const JsonFields edit = edit_fields(fields.at("window"), "window", {"window", "layers", "refit"});
@@ -268,7 +285,7 @@ Plan Plan::from_json(std::string_view text) {
     const JsonFields edit = edit_fields(fields.at("ffn"), "ffn", {"intermediate_size", "choice", "refit"});
     plan.ffn = {.intermediate_size = edit.integer("intermediate_size", 1, kMost),
                 .choice = kChoices.read(edit, "choice", ChannelChoice::second_order),
-                .refit = kRefits.read(edit, "refit", Refit::least_squares)};
+                .refit = kRefits.read(edit, "refit", Refit::alternating)};
   }
   if (fields.has_value("low_rank")) plan.low_rank = low_rank_from(fields.at("low_rank"));
   if (fields.has_value("quantize")) plan.quantize = quantize_from(fields.at("quantize"));
@@ -283,10 +300,18 @@ void check_plan(const Plan& plan, const ModelConfig& config) {
                        .got = "a model that is quantised already",
                        .todo = "start from the model that it was made of"});
   }
+  if (config.low_rank) {
+    fail<Unsupported>({.op = kOp,
+                       .what = "model",
+                       .expected = "linear layers of one matrix each",
+                       .got = "layers of low rank",
+                       .todo = "start from the model that it was made of"});
+  }
   if (plan.depth) check_depth(*plan.depth, config);
   if (plan.window) check_window(*plan.window, config);
   if (plan.kv) check_kv(*plan.kv, config);
   if (plan.ffn) check_ffn(*plan.ffn, config);
+  if (plan.low_rank) check_low_rank(plan);
   if (plan.quantize) check_quantize(*plan.quantize, config);
 }
 

@@ -89,6 +89,13 @@ QuantizePlan make_plan(const Checkpoint& from, const QuantizeOptions& options) {
                        .got = "one that is quantised already",
                        .todo = "start from the model that it was made of"});
   }
+  if (from.config().low_rank) {
+    fail<Unsupported>({.op = kOp,
+                       .what = quote(from.directory().string()),
+                       .expected = "linear layers of one matrix each",
+                       .got = "layers of low rank",
+                       .todo = "start from the model that it was made of"});
+  }
   ModelWeights::load(from);  // every tensor is there and has its shape
   check_head(from, options);
   const auto layers = linear_layers(from.config());

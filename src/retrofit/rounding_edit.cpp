@@ -9,15 +9,6 @@
 namespace modicum::retrofit {
 namespace {
 
-std::vector<float> floats_of(const WeightView& weight) {
-  std::vector<float> out(weight.rows * weight.cols);
-  dispatch(weight.dtype, [&](auto tag) {
-    const auto* data = static_cast<const decltype(tag)*>(weight.data);
-    for (std::size_t i = 0; i < out.size(); ++i) out[i] = to_f32(data[i]);
-  });
-  return out;
-}
-
 bool whole_groups(std::size_t cols, const QuantizeEdit& edit) {
   return cols % (edit.group == 0 ? kQuantGroup : edit.group) == 0;
 }
@@ -25,11 +16,6 @@ bool whole_groups(std::size_t cols, const QuantizeEdit& edit) {
 std::size_t bits_of(const QuantizeEdit& edit, std::size_t layer) {
   const auto own = edit.layer_bits.find(layer);
   return own == edit.layer_bits.end() ? edit.bits : own->second;
-}
-
-std::size_t inputs_of(const ModelConfig& planned, Linear linear) {
-  if (linear == Linear::o) return planned.query_width();
-  return linear == Linear::down ? planned.intermediate_size : planned.hidden_size;
 }
 
 }  // namespace
@@ -40,7 +26,7 @@ std::vector<QuantizedModule> quantized_modules(const ModelConfig& config, const 
   const ModelConfig planned = planned_config(config, plan);
   for (const std::size_t layer : kept_layers(config, plan)) {
     for (const Linear linear : kLinears) {
-      if (!whole_groups(inputs_of(planned, linear), *plan.quantize)) continue;
+      if (!whole_groups(shape_of(planned, linear).second, *plan.quantize)) continue;
       modules.push_back(
           {.name = "model.layers." + std::to_string(layer) + "." + std::string(module_of(linear)),
            .bits = bits_of(*plan.quantize, layer),

@@ -16,6 +16,7 @@
 #include "../base/stopwatch.hpp"
 #include "assemble.hpp"
 #include "copy_files.hpp"
+#include "estimate.hpp"
 #include "journal.hpp"
 #include "layer_editor.hpp"
 #include "standard_form.hpp"
@@ -87,6 +88,13 @@ std::vector<NewTensor> rounded_head(const Checkpoint& from, const QuantizeEdit& 
 }
 
 }  // namespace
+
+RunEstimate estimate(const Checkpoint& from, const Plan& plan, const CalibrationTokens& calibration) {
+  check_plan(plan, from.config());
+  check_calibration(plan, from.config(), calibration);
+  standard_config(from, plan);
+  return estimate_run(from, plan, calibration);
+}
 
 RunReport run(const Checkpoint& from, const fs::path& to, const Plan& plan,
               const CalibrationTokens& calibration, const RunOptions& options, ThreadPool& pool,

@@ -116,6 +116,7 @@ std::string standard_config(const Checkpoint& from, const Plan& plan) {
   }
   if (plan.depth) drop_layers(config, *plan.depth, from.config().num_hidden_layers);
   if (plan.window) write_window(config, from.config(), planned, plan.window->window);
+  if (plan.low_rank) config["modicum"]["low_rank"]["modules"] = low_rank_modules(from.config(), plan);
   if (plan.quantize) write_quantization(config, from.config(), plan);
   return config.dump(2) + "\n";
 }

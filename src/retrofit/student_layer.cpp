@@ -38,17 +38,37 @@ LinearWeights& weights_of(LayerWeights& layer, Linear linear) {
   return const_cast<LinearWeights&>(weights_of(std::as_const(layer), linear));
 }
 
-linalg::Matrix widened(const WeightView& weight) {
-  linalg::Matrix out(static_cast<Eigen::Index>(weight.rows), static_cast<Eigen::Index>(weight.cols));
+std::vector<float> floats_of(const WeightView& weight) {
+  std::vector<float> out(weight.rows * weight.cols);
   dispatch(weight.dtype, [&](auto tag) {
     const auto* data = static_cast<const decltype(tag)*>(weight.data);
-    for (std::size_t r = 0; r < weight.rows; ++r) {
-      for (std::size_t c = 0; c < weight.cols; ++c) {
-        out(static_cast<Eigen::Index>(r), static_cast<Eigen::Index>(c)) = to_f32(data[r * weight.cols + c]);
-      }
-    }
+    for (std::size_t i = 0; i < out.size(); ++i) out[i] = to_f32(data[i]);
   });
   return out;
+}
+
+linalg::Matrix widened(const WeightView& weight) {
+  using RowMajor = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+  const std::vector<float> floats = floats_of(weight);
+  return Eigen::Map<const RowMajor>(floats.data(), static_cast<Eigen::Index>(weight.rows),
+                                    static_cast<Eigen::Index>(weight.cols))
+      .cast<double>();
+}
+
+std::pair<std::size_t, std::size_t> shape_of(const ModelConfig& config, Linear linear) {
+  switch (linear) {
+    case Linear::q:
+      return {config.query_width(), config.hidden_size};
+    case Linear::k:
+    case Linear::v:
+      return {config.kv_width(), config.hidden_size};
+    case Linear::o:
+      return {config.hidden_size, config.query_width()};
+    case Linear::down:
+      return {config.hidden_size, config.intermediate_size};
+    default:
+      return {config.intermediate_size, config.hidden_size};
+  }
 }
 
 StudentLayer::StudentLayer(const Checkpoint& from, const LayerWeights& original, std::size_t layer,
@@ -130,6 +150,28 @@ void StudentLayer::divide_norm(bool attention, std::span<const float> scales) {
   for (std::size_t i = 0; i < divided.size(); ++i) divided[i] /= scales[i];
   const char* const name = attention ? "input_layernorm" : "post_attention_layernorm";
   norm = set_vector("model.layers." + std::to_string(layer_) + "." + name + ".weight", divided);
+}
+
+void StudentLayer::set_factors(Linear linear, const linalg::Matrix& u, const linalg::Matrix& v) {
+  const std::string module = module_name(linear);
+  set_matrix(linear, u * v);
+  const auto product = std::find_if(tensors_.begin(), tensors_.end(),
+                                    [&](const NewTensor& t) { return t.spec.name == module + ".weight"; });
+  products_.push_back(std::move(product->bytes));
+  tensors_.erase(product);
+  for (const auto& [suffix, factor] : {std::pair(".weight_u", &u), std::pair(".weight_v", &v)}) {
+    const auto rows = static_cast<std::uint64_t>(factor->rows());
+    const auto cols = static_cast<std::uint64_t>(factor->cols());
+    NewTensor& stored = tensor(module + suffix, {rows, cols}, dtype_);
+    dispatch(dtype_, [&](auto tag) {
+      using T = decltype(tag);
+      auto* out = reinterpret_cast<T*>(stored.bytes.data());
+      for (Eigen::Index r = 0; r < factor->rows(); ++r) {
+        for (Eigen::Index c = 0; c < factor->cols(); ++c)
+          *out++ = from_f32<T>(static_cast<float>((*factor)(r, c)));
+      }
+    });
+  }
 }
 
 void StudentLayer::set_rounded(Linear linear, const RoundedMatrix& matrix) {

@@ -7,6 +7,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include <modicum/io/checkpoint.hpp>
@@ -16,16 +17,22 @@
 
 namespace modicum::retrofit {
 
+/// The linear layers of a decoder layer.
+enum class Linear { q, k, v, o, gate, up, down };
+inline constexpr Linear kLinears[] = {Linear::q,    Linear::k,  Linear::v,   Linear::o,
+                                      Linear::gate, Linear::up, Linear::down};
+
+/// Elements [rows · cols], row-major.
+std::vector<float> floats_of(const WeightView& weight);
+
+/// Rows and columns of a linear layer in a model of this configuration.
+std::pair<std::size_t, std::size_t> shape_of(const ModelConfig& config, Linear linear);
+
 /// A tensor of the output that the source does not hold in this form.
 struct NewTensor {
   TensorSpec spec;
   std::vector<std::byte> bytes;
 };
-
-/// The linear layers of a decoder layer.
-enum class Linear { q, k, v, o, gate, up, down };
-inline constexpr Linear kLinears[] = {Linear::q,    Linear::k,  Linear::v,   Linear::o,
-                                      Linear::gate, Linear::up, Linear::down};
 
 /// "self_attn.q_proj", …, "mlp.down_proj".
 std::string_view module_of(Linear linear);
@@ -50,6 +57,8 @@ class StudentLayer {
   /// Rows of a linear layer and its bias in a new order, or some of them; bits are kept.
   void keep_rows(Linear linear, std::span<const std::size_t> rows);
 
+  /// Two factors u [rows, rank] and v [rank, cols]; the forward pass here uses their product.
+  void set_factors(Linear linear, const linalg::Matrix& u, const linalg::Matrix& v);
   /// Integers, with scales of the model's type.
   void set_rounded(Linear linear, const RoundedMatrix& matrix);
   /// The weight of the norm before attention (else: before the feed-forward layer) over `scales`.
@@ -71,6 +80,7 @@ class StudentLayer {
   DType dtype_;
   LayerWeights weights_;
   std::vector<NewTensor> tensors_;
+  std::vector<std::vector<std::byte>> products_;  ///< of factors, which no tensor holds
 };
 
 }  // namespace modicum::retrofit

@@ -81,3 +81,50 @@ TEST_CASE("buffers of older checkpoints and a stored copy of a tied head are pas
   write_checkpoint(directory.path(), config, list);
   REQUIRE(ModelWeights::load(Checkpoint::open(directory.path())).layers.size() == 1);
 }
+
+TEST_CASE("a layer of low rank is two factors, and costs what they cost") {
+  const TemporaryDirectory directory;
+  const std::string up = "model.layers.1.mlp.up_proj", query = "model.layers.0.self_attn.q_proj";
+  const std::string config = tiny_config(
+      "llama", 2,
+      R"(,"modicum":{"low_rank":{"modules":{")" + up + R"(":7,"re:.*0\\.self_attn\\.q_proj":3}}})");
+  auto list = tensors_of(parse_model_config(config), "BF16");
+  const auto split = [&list](const std::string& name, std::size_t rows, std::size_t rank, std::size_t cols) {
+    std::erase_if(list, [&](const TensorSpec& spec) { return spec.name == name + ".weight"; });
+    list.push_back({name + ".weight_u", "BF16", {rows, rank}});
+    list.push_back({name + ".weight_v", "BF16", {rank, cols}});
+  };
+  write_checkpoint(directory / "whole", tiny_config("llama", 2), list);
+  const ModelWeights whole = ModelWeights::load(Checkpoint::open(directory / "whole"));
+  split(up, 72, 7, 40);
+  split(query, 80, 3, 40);
+  write_checkpoint(directory / "factors", config, list);
+  const Checkpoint checkpoint = Checkpoint::open(directory / "factors");
+  const ModelWeights weights = ModelWeights::load(checkpoint);
+  CHECK(weights.dtype == DType::bf16);
+  CHECK(weights.layers[1].up.inner.data == checkpoint.bytes(up + ".weight_v").data());
+  CHECK(weights.layers[1].up.weight.data == checkpoint.bytes(up + ".weight_u").data());
+  CHECK(weights.layers[0].q.inner.rows == 3);
+  CHECK(weights.layers[0].up.inner.empty());
+  const std::size_t saved = 72 * 40 - 7 * (72 + 40) + 80 * 40 - 3 * (80 + 40);
+  CHECK(weights.token_cost().multiply_adds == whole.token_cost().multiply_adds - saved);
+  CHECK(weights.token_cost().bytes == whole.token_cost().bytes - 2 * saved);
+
+  const auto refused = [&](const std::string& name, const std::string& json, const auto& specs_of) {
+    write_checkpoint(directory / name, json, specs_of);
+    CHECK_THROWS_AS(ModelWeights::load(Checkpoint::open(directory / name)), FormatError);
+    CHECK_THROWS_WITH(ModelWeights::load(Checkpoint::open(directory / name)), Catch::Contains("weight_"));
+  };
+  refused("unannounced", tiny_config("llama", 2), [&] {
+    auto both = list;
+    both.push_back({up + ".weight", "BF16", {72, 40}});
+    both.push_back({query + ".weight", "BF16", {80, 40}});
+    return both;
+  }());
+  auto narrow = list;
+  narrow.back().shape = {4, 40};
+  refused("narrow", config, narrow);
+  auto missing = list;
+  missing.pop_back();
+  refused("missing", config, missing);
+}

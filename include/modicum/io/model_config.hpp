@@ -9,6 +9,7 @@
 #include <string_view>
 #include <vector>
 
+#include <modicum/io/low_rank_config.hpp>
 #include <modicum/io/quantization_config.hpp>
 
 namespace modicum {
@@ -56,6 +57,7 @@ struct ModelConfig {
   std::vector<std::int32_t> eos_token_ids;  ///< generation_config.json first, else config.json
   std::optional<std::int32_t> bos_token_id;
   std::optional<QuantizationConfig> quantization;  ///< empty: all weights are floats
+  std::optional<LowRankConfig> low_rank;           ///< empty: every linear layer is one matrix
 
   /// Width of all query heads together, and of all key (or value) heads together.
   std::size_t query_width() const noexcept { return num_attention_heads * head_dim; }

@@ -76,6 +76,7 @@ class Transformer {
   struct Workspace;
   struct Row;
   struct Pass;
+  struct Projection;
 
   void check(const KvTree& tree, std::span<const Extension> extensions) const;
   void run_chunk(const Pass& pass, std::size_t first, std::size_t count) const;
@@ -85,6 +86,8 @@ class Transformer {
              std::size_t first, std::size_t count) const;
   void write_keys(const Pass& pass, std::size_t layer, std::size_t first, std::size_t count) const;
   void feed_forward(const LayerWeights& layer, std::size_t count) const;
+  void project(const float* x, std::size_t count, std::size_t cols,
+               std::span<const Projection> projections) const;
   void fill_angles(const Pass& pass, std::size_t origin, std::size_t first, std::size_t count, float* cos,
                    float* sin) const;
 

@@ -12,10 +12,12 @@
 
 namespace modicum {
 
-/// y = W x + b: the matrix in place, the bias (or none) as f32.
+/// y = W x + b: the matrix in place, the bias (or none) as f32. With an `inner` matrix the layer is of low
+/// rank, y = W (inner x) + b.
 struct LinearWeights {
   WeightView weight;
   std::vector<float> bias;
+  WeightView inner = {};  ///< [rank, inputs], or empty
 
   const float* bias_or_null() const { return bias.empty() ? nullptr : bias.data(); }
 };

@@ -17,6 +17,7 @@ namespace modicum::retrofit {
 /// What makes up for something that was taken away.
 enum class Refit {
   least_squares,  ///< the matrix that follows, fitted anew against the original's output
+  alternating,    ///< of a feed-forward layer all three matrices, in turns; elsewhere as least_squares
   none,
 };
 
@@ -27,7 +28,7 @@ enum class Scaling { none, awq, smooth };
 struct FfnEdit {
   std::size_t intermediate_size = 0;
   ChannelChoice choice = ChannelChoice::second_order;
-  Refit refit = Refit::least_squares;
+  Refit refit = Refit::alternating;
 };
 
 /// Fewer key-value heads.
@@ -41,7 +42,7 @@ struct KvEdit {
 struct DepthEdit {
   std::size_t first = 0;
   std::size_t count = 0;
-  Refit refit = Refit::least_squares;
+  Refit refit = Refit::alternating;
 };
 
 /// Keys within `window` positions only, in some layers (numbered as in the source).

@@ -44,7 +44,8 @@ struct RunEstimate {
   std::uint64_t disk_bytes = 0;    ///< beside the output, until the end
   std::uint64_t out_bytes = 0;     ///< weights of the output
   std::uint64_t in_bytes = 0;
-  double operations = 0;  ///< multiply-adds of the passes over the text and of the solves
+  double pass_operations = 0;      ///< multiply-adds of reading the text, with its statistics
+  double solve_operations = 0;     ///< and of the fits, in f64
 };
 
 struct RunOptions {

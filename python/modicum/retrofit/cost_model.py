@@ -195,7 +195,7 @@ def design(config: dict[str, Any], formats: Sequence[Format]) -> list[Shape]:
     """
     c = parsed(config)
     half_inner = {"intermediate_size": _half(c.intermediate_size)}
-    half_layers = _with_layers(config, _half(c.num_hidden_layers, 1))
+    half_layers = with_layers(config, _half(c.num_hidden_layers, 1))
     changes: list[dict[str, Any]] = [{}, half_inner, {"vocab_size": _half(c.vocab_size)}]
     queries, keys = c.num_attention_heads, c.num_key_value_heads
     heads = {"head_dim": c.head_dim}  # which would follow from the number of heads where it is not written
@@ -221,7 +221,7 @@ def _half(size: int, multiple: int = 128) -> int:
     return max(size // 2 // multiple * multiple, 1) if size // 2 >= multiple else max(size // 2, 1)
 
 
-def _with_layers(config: dict[str, Any], layers: int) -> dict[str, Any]:
+def with_layers(config: dict[str, Any], layers: int) -> dict[str, Any]:
     """The first `layers` of them, with the fields that have an entry for each."""
     changed = config | {"num_hidden_layers": layers}
     if isinstance(changed.get("layer_types"), list):

@@ -30,7 +30,7 @@ class Ffn:
 
     intermediate_size: int
     choice: Literal["second_order", "wanda", "magnitude"] = "second_order"
-    refit: Refit = "least_squares"
+    refit: Refit = "alternating"
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,11 @@ class Kv:
 
 @dataclass(frozen=True)
 class Depth:
-    """Layers first … first + count − 1 go; with a refit the feed-forward layer before them makes up for it."""
+    """Layers first … first + count − 1 go; with a refit, the feed-forward layer before makes up for them."""
 
     first: int
     count: int = 1
-    refit: Refit = "least_squares"
+    refit: Refit = "alternating"
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,8 @@ class Quantize:
 
     Attributes
     ----------
-    bits : 4 or 8; `layer_bits` has those of layers that differ, `head_bits` those of the output head (None: it
-        stays in floats).
+    bits : 4 or 8; `layer_bits` has those of layers that differ, `head_bits` those of the output head (None:
+        it stays in floats).
     group : columns that share a scale, a multiple of 32; 0, with 8 bits: all of a row, and activations that
         are rounded to int8 as well (W8A8).
     rounding : "gptq" (Frantar et al. 2022) or "nearest".
@@ -198,7 +198,9 @@ def _json_edit(edit: Any) -> dict[str, Any]:
 
 
 def _python_edit(edit: dict[str, Any]) -> dict[str, Any]:
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in edit.items()}
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in edit.items()
+    }
     if "layer_bits" in values:
         values["layer_bits"] = {int(layer): bits for layer, bits in values["layer_bits"].items()}
     return values
