@@ -392,13 +392,14 @@ def rtn(model: Any, bits: int, group: int = 32) -> Any:
 
     The scale is what compressed-tensors' and GPTQ's default takes: the largest magnitude becomes
     (2^bits − 1) / 2, so that both ends of the range are used. Returned in floats, with the rounded values.
+    Layers whose columns the group does not divide stay as they are.
     """
     new = _copy(model)
     largest = (2**bits - 1) / 2
     for layer in new.model.layers:
         for linear in [module for module in layer.modules() if isinstance(module, nn.Linear)]:
             if linear.in_features % group:
-                raise ValueError(f"group: expected a divisor of {linear.in_features}, got {group}")
+                continue
             parts = linear.weight.unflatten(1, (-1, group))
             scale = parts.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny) / largest
             whole = (parts / scale).round().clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)

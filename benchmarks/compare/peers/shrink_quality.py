@@ -39,16 +39,39 @@ def windows(ids: list[int], length: int, begin: list[int] | None = None) -> Tens
     return torch.tensor(rows)
 
 
+KEPT = 1 << 30  # bytes of the old model's distributions that are kept rather than computed anew
+
+
+class Judge:
+    """Compares models with one they were made from, over windows `ids` [windows, length]."""
+
+    def __init__(self, reference: Any, ids: Tensor, rows: int = 2) -> None:
+        self.reference = reference
+        self.batches = torch.as_tensor(ids, dtype=torch.long).split(rows)
+        size = 4 * torch.as_tensor(ids).numel() * reference.config.vocab_size
+        self.kept = [_predicted(reference, batch) for batch in self.batches] if size <= KEPT else None
+
+    @torch.no_grad()
+    def quality(self, model: Any) -> Quality:
+        """Perplexity of `model`, and its distance from the reference."""
+        loss = kl = same = count = 0.0
+        for at, batch in enumerate(self.batches):
+            ours = _predicted(model, batch)
+            theirs = self.kept[at] if self.kept else _predicted(self.reference, batch)
+            targets = batch[:, 1:]
+            loss -= float(ours.gather(-1, targets[..., None]).double().sum())
+            kl += float((theirs.exp() * (theirs - ours)).double().sum())
+            same += float((ours.argmax(-1) == theirs.argmax(-1)).sum())
+            count += targets.numel()
+        return Quality(math.exp(loss / count), kl / count, same / count, int(count))
+
+
 @torch.no_grad()
+def _predicted(model: Any, batch: Tensor) -> Tensor:
+    logits: Tensor = model(batch, use_cache=False).logits[:, :-1]
+    return logits.float().log_softmax(-1)
+
+
 def evaluate(model: Any, reference: Any, ids: Tensor, rows: int = 2) -> Quality:
-    """Perplexity of `model`, and its distance from `reference`, over windows `ids` [windows, length]."""
-    loss = kl = same = count = 0.0
-    for batch in torch.as_tensor(ids, dtype=torch.long).split(rows):
-        ours = model(batch, use_cache=False).logits[:, :-1].float().log_softmax(-1)
-        theirs = reference(batch, use_cache=False).logits[:, :-1].float().log_softmax(-1)
-        targets = batch[:, 1:]
-        loss -= float(ours.gather(-1, targets[..., None]).double().sum())
-        kl += float((theirs.exp() * (theirs - ours)).double().sum())
-        same += float((ours.argmax(-1) == theirs.argmax(-1)).sum())
-        count += targets.numel()
-    return Quality(math.exp(loss / count), kl / count, same / count, int(count))
+    """What :class:`Judge` finds, for one model."""
+    return Judge(reference, ids, rows).quality(model)
