@@ -325,3 +325,13 @@ def test_planning_stops_when_asked_to_and_leaves_nothing(
             progress=lambda stage, done, total: stage != "trials",
         )
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_quantised_already_is_refused(source: Path, calibration: Calibration, tmp_path: Path) -> None:
+    mo.retrofit.quantize(source, tmp_path / "int8")
+    with pytest.raises(mo.Unsupported, match="got int8 by groups of 32; start from the model"):
+        mo.retrofit.plan(tmp_path / "int8", target=Target(bytes=1), calibration=calibration)
+    with pytest.raises(mo.InvalidArgument, match="finalists: expected at least 1"):
+        mo.retrofit.plan(source, target=Target(bytes=1), calibration=calibration, finalists=0)
+    with pytest.raises(mo.InvalidArgument, match="trial_tokens: expected at least 1"):
+        mo.retrofit.plan(source, target=Target(bytes=1), calibration=calibration, trial_tokens=0)
