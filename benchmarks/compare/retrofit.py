@@ -7,9 +7,9 @@ transformers loads in float32 and one judge compares with the old model on other
 printed. Of the calibration sequences modicum keeps one in eight back to choose its dampings; the others learn
 from all. Calls alternate, seed by seed, and only one contestant works at a time; each has a process of its
 own with the same number of threads. Seconds are of a whole call, from directory to directory, by the clock
-and by the processors; memory is private memory at its peak above what the process held before. "Refit removes" is
-the share of the rise in loss without the refit that the refit takes away. A row of modicum's that is above a
-baseline is marked.
+and by the processors; memory is private memory at its peak above what the process held before. "Refit
+removes" is the share of the rise in loss without the refit that the refit takes away. A row of modicum's that
+is above a baseline is marked.
 
 FFN: neurons by magnitude, Wanda-sp and FLAP. Heads: mean-pool, Procrustes with neighbours or searched groups.
 Bits: rounding to nearest, llm-compressor's GPTQ and AWQ, AutoRound. Depth: the layer whose input and output
