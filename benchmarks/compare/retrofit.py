@@ -51,7 +51,7 @@ DEFAULT = [
     ROOT / "examples" / "demo" / "model",
 ]
 HELD_OUT = 8  # of so many calibration sequences modicum keeps one back
-TOOLS = ("llm-compressor", "auto-round", "gptqmodel", "mergekit")
+TOOLS = ("llm-compressor", "auto-round", "mergekit")
 
 
 class Contestants:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Who = Literal["modicum", "baseline", "llm-compressor", "auto-round", "gptqmodel", "mergekit"]
+Who = Literal["modicum", "baseline", "llm-compressor", "auto-round", "mergekit"]
 TABLES = ("ffn", "kv", "bits", "depth")
 GROUP = 32  # columns that share a scale, for everybody
 
