@@ -5,8 +5,8 @@ They run in an interpreter of their own (requirements-shrink.txt). Linear layers
 integers with a scale for each group of columns; layers whose columns the group does not divide stay as they
 are, as modicum leaves them.
 
-GPTQModel is not among them: 7.7.0 installs, but asks for a newer torch than llm-compressor 0.14 allows, so that
-the two have no environment in common, and its method is what llm-compressor's GPTQ computes too.
+GPTQModel is not among them: 7.7.0 installs, but asks for a newer torch than llm-compressor 0.14 allows, so
+that the two have no environment in common, and its method is what llm-compressor's GPTQ computes too.
 """
 
 from __future__ import annotations
