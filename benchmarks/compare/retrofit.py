@@ -6,9 +6,10 @@ Nobody trains. Each contestant gets the same calibration ids and writes a Huggin
 transformers loads in float32 and one judge compares with the old model on other text; the protocol is
 printed. Of the calibration sequences modicum keeps one in eight back to choose its dampings; the others learn
 from all. Calls alternate, seed by seed, and only one contestant works at a time; each has a process of its
-own with the same number of threads. Seconds are of a whole call, from directory to directory; memory is
-private memory at its peak above what the process held before. "Refit removes" is the share of the rise in
-loss without the refit that the refit takes away. A row of modicum's that is above a baseline is marked.
+own with the same number of threads. Seconds are of a whole call, from directory to directory, by the clock
+and by the processors; memory is private memory at its peak above what the process held before. "Refit
+removes" is the share of the rise in loss without the refit that the refit takes away. A row of modicum's that
+is above a baseline is marked.
 
 FFN: neurons by magnitude, Wanda-sp and FLAP. Heads: mean-pool, Procrustes with neighbours or searched groups.
 Bits: rounding to nearest, llm-compressor's GPTQ and AWQ, AutoRound. Depth: the layer whose input and output
@@ -50,7 +51,7 @@ DEFAULT = [
     ROOT / "examples" / "demo" / "model",
 ]
 HELD_OUT = 8  # of so many calibration sequences modicum keeps one back
-TOOLS = ("llm-compressor", "auto-round", "gptqmodel", "mergekit")
+TOOLS = ("llm-compressor", "auto-round", "mergekit")
 
 
 class Contestants:
@@ -155,7 +156,13 @@ def shrink_once(
     cost = worker.shrink(subject.folder, out, work / "ids.npy", held_out, method.ask(amount.values))
     quality = subject.judge.quality(load(out))
     return tables.Run(
-        seed, quality.perplexity, quality.kl, quality.top1, cost["seconds"], int(cost["memory"])
+        seed,
+        quality.perplexity,
+        quality.kl,
+        quality.top1,
+        cost["seconds"],
+        int(cost["memory"]),
+        cost["cpu"],
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Who = Literal["modicum", "baseline", "llm-compressor", "auto-round", "gptqmodel", "mergekit"]
+Who = Literal["modicum", "baseline", "llm-compressor", "auto-round", "mergekit"]
 TABLES = ("ffn", "kv", "bits", "depth")
 GROUP = 32  # columns that share a scale, for everybody
 
@@ -79,6 +79,7 @@ METHODS = (
     Method("Procrustes, search", "kv", "baseline", _call("kv_procrustes", search=True)),
     Method("modicum, no refit", "kv", "modicum", _kv(refit="none")),
     Method("modicum least squares", "kv", "modicum", _kv(refit="least_squares"), "modicum, no refit"),
+    Method("modicum alternating", "kv", "modicum", _kv(refit="alternating"), "modicum, no refit"),
     Method("nearest", "bits", "baseline", _call("rtn", group=GROUP), reads=False),
     Method("llm-compressor GPTQ", "bits", "llm-compressor", _call("gptq", group=GROUP), only=_four),
     Method("llm-compressor AWQ", "bits", "llm-compressor", _call("awq", group=GROUP), only=_four),

@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-COLUMNS = ("method", "perplexity", "change", "KL", "top-1", "refit removes", "seconds", "MB", "")
+COLUMNS = ("method", "perplexity", "change", "KL", "top-1", "refit removes", "seconds", "CPU s", "MB", "")
 
 
 @dataclass(frozen=True)
 class Run:
-    """One seed's outcome. `memory` is bytes, KL nats."""
+    """One seed's outcome. `memory` is bytes, KL nats; `cpu` seconds of all threads together."""
 
     seed: int
     perplexity: float
@@ -22,6 +22,7 @@ class Run:
     top1: float
     seconds: float
     memory: int
+    cpu: float = 0.0
 
     @property
     def loss(self) -> float:
@@ -130,7 +131,8 @@ def cells(table: Table, row: Row) -> tuple[str, ...]:
         _plus_minus(row, _kl),
         f"{100 * row.mean(lambda run: run.top1):.1f} %",
         "" if share is None else f"{share:.0%}",
-        _plus_minus(row, lambda run: run.seconds),
+        _number(row.mean(lambda run: run.seconds), 2),
+        _number(row.mean(lambda run: run.cpu), 2),
         f"{row.mean(lambda run: run.memory) / 1e6:.0f}",
         f"✗ above {', '.join(beaten)}" if beaten else "",
     )
@@ -156,7 +158,12 @@ def text(table: Table) -> str:
 
 
 def markdown(table: Table) -> str:
-    lines = [f"**{heading(table)}**", "", "| " + " | ".join(COLUMNS) + " |", "|-|" + "-:|" * 7 + "-|"]
+    lines = [
+        f"**{heading(table)}**",
+        "",
+        "| " + " | ".join(COLUMNS) + " |",
+        "|-|" + "-:|" * (len(COLUMNS) - 2) + "-|",
+    ]
     lines += ["| " + " | ".join(cells(table, row)) + " |" for row in table.rows]
     return "\n".join(lines)
 

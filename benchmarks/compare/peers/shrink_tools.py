@@ -4,6 +4,9 @@
 They run in an interpreter of their own (requirements-shrink.txt). Linear layers but the head become symmetric
 integers with a scale for each group of columns; layers whose columns the group does not divide stay as they
 are, as modicum leaves them.
+
+GPTQModel is not among them: 7.7.0 installs, but asks for a newer torch than llm-compressor 0.14 allows, so
+that the two have no environment in common, and its method is what llm-compressor's GPTQ computes too.
 """
 
 from __future__ import annotations
@@ -20,7 +23,6 @@ def load(who: str, threads: int) -> Run:
     tools: dict[str, Callable[[], Run]] = {
         "llm-compressor": llm_compressor,
         "auto-round": auto_round,
-        "gptqmodel": gptqmodel,
         "mergekit": mergekit,
     }
     import torch
@@ -137,31 +139,6 @@ def auto_round() -> Run:
             enable_torch_compile=False,  # its compiler takes longer than all else on models this small
         )
         rounding.quantize_and_save(request["out"], format="fake")
-
-    return run
-
-
-def gptqmodel() -> Run:
-    """GPTQModel with its default options; its integers are written as the floats that they stand for."""
-    import torch
-    from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
-
-    def run(request: dict[str, Any]) -> None:
-        ask, ids = request["ask"], _ids(request)
-        if left := undivided(_config(request), ask["group"]):
-            raise ValueError(f"{', '.join(left)}: columns that are no multiple of {ask['group']}")
-        model = GPTQModel.load(
-            request["source"],
-            QuantizeConfig(bits=ask["bits"], group_size=ask["group"]),
-            device="cpu",
-            backend=BACKEND.TORCH,
-        )
-        rows = [
-            {"input_ids": row.tolist(), "attention_mask": [1] * len(row)} for row in torch.from_numpy(ids)
-        ]
-        model.quantize(rows, batch_size=1)
-        packed = f"{request['out']}-packed"
-        model.save(packed)
 
     return run
 

@@ -47,7 +47,9 @@ class ShrinkWorker:
     def shrink(
         self, source: Path, out: Path, ids: Path, held_out: int, ask: dict[str, Any]
     ) -> dict[str, Any]:
-        """{"seconds", "memory"}; `ids` is a .npy file, int32 [sequences, length]. Raises ShrinkError."""
+        """{"seconds", "cpu", "memory"}; `ids` is a .npy file, int32 [sequences, length].
+
+        Raises ShrinkError."""
         assert self.process.stdin is not None
         request = {"source": str(source), "out": str(out), "ids": str(ids), "held_out": held_out, "ask": ask}
         self.process.stdin.write(json.dumps(request) + "\n")
@@ -73,21 +75,15 @@ Run = Callable[[dict[str, Any]], None]
 
 
 def modicum(threads: int) -> Run:
+    import modicum as mo
     import numpy as np
-    from modicum import _core
 
     def run(request: dict[str, Any]) -> None:
+        ids, learnt = np.load(request["ids"]), -request["held_out"]
+        text = mo.retrofit.Calibration(ids[:learnt], ids[learnt:], sources=[], bos=[], seed=0)
         plan = {"schema": "modicum.retrofit.plan/1", **request["ask"]}
-        _core.retrofit_run(
-            request["source"],
-            request["out"],
-            json.dumps(plan),
-            np.load(request["ids"]),
-            held_out=request["held_out"],
-            relative=True,
-            work="",
-            threads=threads,
-            progress=None,
+        mo.retrofit.run(
+            request["source"], request["out"], plan, calibration=text, threads=threads, evaluate=False
         )
 
     return run
@@ -131,10 +127,10 @@ def measure(run: Run, request: dict[str, Any]) -> dict[str, Any]:
 
     before = memory.held()
     memory.forget_peak()
-    begin = time.perf_counter()
+    begin, busy = time.perf_counter(), time.process_time()
     run(request)
-    seconds = time.perf_counter() - begin
-    return {"seconds": seconds, "memory": max(0, memory.peak() - before)}
+    seconds, cpu = time.perf_counter() - begin, time.process_time() - busy
+    return {"seconds": seconds, "cpu": cpu, "memory": max(0, memory.peak() - before)}
 
 
 def main() -> None:
