@@ -267,11 +267,7 @@ void check_calibration(const Plan& plan, const ModelConfig& config, const Calibr
           .got = std::to_string(token)});
   }
   // A fit of n inputs has n unknowns for each output: from fewer rows it would only learn them by heart.
-<<<<<<< HEAD
-  const std::size_t inputs = plan.ffn || plan.depth || plan.low_rank || plan.quantize
-=======
   const std::size_t inputs = plan.ffn || plan.depth || plan.quantize || plan.low_rank
->>>>>>> ht
                                  ? std::max(config.intermediate_size, config.query_width())
                                  : std::max(config.hidden_size, config.query_width());
   const std::size_t rows = (sequences - calibration.held_out) * calibration.length;
