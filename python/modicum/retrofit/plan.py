@@ -119,6 +119,16 @@ class Plan:
     low_rank: LowRank | None = None
     quantize: Quantize | None = None
 
+    @property
+    def needs_text(self) -> bool:
+        """Whether anything is fitted: else a run goes without calibration."""
+        rounded = self.quantize
+        return (
+            any(edit is not None for edit in (self.kv, self.ffn, self.low_rank))
+            or any(edit is not None and edit.refit != "none" for edit in (self.depth, self.window))
+            or (rounded is not None and (rounded.rounding, rounded.scaling) != ("nearest", "none"))
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it, with a "schema"; edits that there are not are left out."""
         edits = {name: _json_edit(edit) for name, edit in vars(self).items() if edit is not None}
