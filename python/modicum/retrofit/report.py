@@ -179,6 +179,9 @@ class Report:
 
         return body(self)
 
+    def __repr__(self) -> str:
+        return str(self)
+
     def headline(self) -> list[tuple[str, str, str]]:
         """What matters first, as (name, value, what it was before or how sure it is)."""
         rows: list[tuple[str, str, str]] = []
