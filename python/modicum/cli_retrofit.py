@@ -65,8 +65,8 @@ def _add_plan_options(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--drop-layers", type=_layers_to_drop, metavar="FIRST[:COUNT]", help="layers, counted from 0, that go"
     )
-    how.add_argument("--window", type=positive, metavar="N", help="positions that the layers of …")
-    how.add_argument("--window-layers", type=_numbers, metavar="0,2,…", help="… these numbers see")
+    how.add_argument("--window", type=positive, metavar="N", help="positions back that --window-layers see")
+    how.add_argument("--window-layers", type=_numbers, metavar="0,2,…", help="their numbers, from 0")
     how.add_argument("--bits", type=int, choices=[8, 4], help="linear layers as integers")
     how.add_argument(
         "--group", type=_group, metavar="N|channel", help="columns that share a scale; default: 32"

@@ -129,8 +129,8 @@ def _losses(report: Report) -> str:
         files = ", ".join(f"{_text(t.get('name'))} ({_text(t.get('sha256'))[:12]})" for t in p.texts)
         bos = "with BOS" if p.bos else "without BOS"
         text = (
-            f'<p class="soft path">Sequences of {p.sequence_length} tokens {bos}, {p.tokens} tokens in all, each '
-            f"predicted from those before it in its sequence. Texts: {html.escape(files) or 'not told'}. "
+            f'<p class="soft path">Sequences of {p.sequence_length} tokens {bos}, {p.tokens} tokens in all, '
+            f"each predicted from those before it in its sequence. Texts: {html.escape(files) or 'not told'}. "
             "Perplexities of other lengths or texts cannot be compared with these.</p>"
         )
     return f"<h2>What was lost</h2>{_table(heads, rows)}{text}"

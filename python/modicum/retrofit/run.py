@@ -42,9 +42,12 @@ class Estimate:
 
     Attributes
     ----------
+    in_bytes, out_bytes : of all weights of the source and of the result.
+    kv_bytes_per_token_before, kv_bytes_per_token_after : of keys and values in all layers, in bf16.
     memory_bytes : private memory at most, beside the mapped checkpoint.
-    disk_bytes : beside the output, until the end.
-    seconds : from the speed of this machine's products, measured just now; within a factor of two.
+    disk_bytes : of temporary files beside the output, until the end.
+    seconds : of the fits, without the comparison afterwards; from the speed of this machine's products,
+        measured just now, and within a factor of two.
     """
 
     in_bytes: int
