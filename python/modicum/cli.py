@@ -1,4 +1,4 @@
-"""The command line: ``modicum info | bench | generate | choose | quantize | retrofit | compare | cag … | demo``.
+"""The command line: ``modicum info``, ``generate``, ``retrofit``, ``cag build`` and the others.
 
 Exit codes: 0 done, 1 a modicum error (one line on standard error), 2 wrong usage, 130 interrupted.
 """

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import modicum as mo
 from modicum import retrofit
 from modicum.command import command, positive, print_report
+from modicum.model import Progress
 from modicum.progress import reporter
 from modicum.retrofit.calibration import bos_tokens
 from modicum.retrofit.shapes import config_of, parsed
@@ -64,8 +65,8 @@ def _add_plan_options(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--drop-layers", type=_layers_to_drop, metavar="FIRST[:COUNT]", help="layers, counted from 0, that go"
     )
-    how.add_argument("--window", type=positive, metavar="N", help="positions that the layers of …")
-    how.add_argument("--window-layers", type=_numbers, metavar="0,2,…", help="… these numbers see")
+    how.add_argument("--window", type=positive, metavar="N", help="positions back that --window-layers see")
+    how.add_argument("--window-layers", type=_numbers, metavar="0,2,…", help="their numbers, from 0")
     how.add_argument("--bits", type=int, choices=[8, 4], help="linear layers as integers")
     how.add_argument(
         "--group", type=_group, metavar="N|channel", help="columns that share a scale; default: 32"
@@ -126,7 +127,7 @@ def run_retrofit(arguments: argparse.Namespace) -> None:
     calibration = _calibration(model, arguments)
     planned = None
     with reporter("planning", stages=_STAGES, quiet=arguments.json or arguments.quiet) as progress:
-        if plan is None:
+        if plan is None and calibration is not None:
             planned = retrofit.plan(
                 model,
                 target=retrofit.parse_target(arguments.target),
@@ -248,19 +249,19 @@ def _expected(
     plan: retrofit.Plan,
     calibration: retrofit.Calibration | None,
     arguments: argparse.Namespace,
-    progress: mo.Progress | None,
+    progress: Progress | None,
 ) -> dict[str, Any]:
     facts: dict[str, Any] = {"estimate": dataclasses.asdict(retrofit.estimate(source, plan, calibration))}
     if arguments.speed:
         (change,) = retrofit.measure_shapes(
-            source, [_shape(source, plan)], threads=arguments.threads, progress=progress
+            source, [shape_of(source, plan)], threads=arguments.threads, progress=progress
         )
         for name in ("decode", "prefill"):
             facts[f"{name}_speed_up"] = dataclasses.asdict(getattr(change, name))
     return facts
 
 
-def _shape(source: str, plan: retrofit.Plan) -> retrofit.Shape:
+def shape_of(source: str | Path, plan: retrofit.Plan) -> retrofit.Shape:
     """What the result will look like to whoever runs it; windows, which need long texts, are left out."""
     if plan.low_rank:
         raise mo.Unsupported(

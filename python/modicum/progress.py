@@ -39,7 +39,7 @@ def _on_bar(bar: tqdm, label: str, stages: Mapping[str, str]) -> Progress:
     def on_progress(stage: str, done: int, total: int) -> None:
         nonlocal last
         name = stages.get(stage, label)
-        if (last and name != last) or done < bar.n:  # other work begins, with a pace of its own
+        if (last and name != last) or _begins_anew(done, bar.n):
             bar.reset()
             bar.set_description(name, refresh=False)
         last, bar.total = name, total
@@ -55,19 +55,31 @@ def _plain_lines(label: str, unit: str, stages: Mapping[str, str]) -> Progress:
     def on_progress(stage: str, done: int, total: int) -> None:
         nonlocal told, began, last, reached
         now, name = time.monotonic(), stages.get(stage, label)
-        if name != last or done < reached:
+        if name != last or _begins_anew(done, reached):
             began, last = now, name
         reached = done
         if now - told >= _SECONDS_BETWEEN_LINES:
-            left = f", about {duration((now - began) * (total - done) / done)} left" if done else ""
+            left = f", about {duration(_left(now - began, done, total))} left" if done else ""
             print(f"{name}: {done} of {total} {unit}{left}", file=sys.stderr, flush=True)
             told = now
 
     return on_progress
 
 
+def _begins_anew(done: int, before: int) -> bool:
+    """Whether this is other work, with a pace of its own, and no small step back."""
+    return 2 * done < before
+
+
+def _left(seconds: float, done: int, total: int) -> float:
+    """Whole seconds, as nobody wants to read of milliseconds."""
+    return max(1.0, seconds * (total - done) / done)
+
+
 def duration(seconds: float) -> str:
-    """As people say it: "40 s", "12 min", "1 h 05 min"."""
+    """As people say it: "40 ms", "40 s", "12 min", "1 h 05 min"."""
+    if seconds < 1:
+        return f"{seconds * 1e3:.0f} ms"
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
