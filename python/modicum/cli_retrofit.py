@@ -18,12 +18,11 @@ from modicum.retrofit.shapes import config_of, parsed
 from modicum.retrofit.text_sources import read_source
 
 _STAGES = {
-    "retrofit": "shrinking",
-    "retrofit.write": "writing",
-    "survey": "looking at layers",
-    "compare": "comparing",
-    "shapes": "measuring speed",
-    "speed": "measuring speed",
+    "retrofit": ("shrinking", "tokens"),
+    "retrofit.write": ("writing", "bytes"),
+    "compare": ("comparing", "tokens"),
+    "shapes": ("measuring speed", "shapes"),
+    "speed": ("measuring speed", "rounds"),
 }
 _SECOND_TOKENS = 16384
 _EDITS = ("ffn", "kv_heads", "drop_layers", "window", "bits")
@@ -126,7 +125,8 @@ def run_retrofit(arguments: argparse.Namespace) -> None:
     model = mo.load(arguments.source, threads=arguments.threads)
     calibration = _calibration(model, arguments)
     planned = None
-    with reporter("planning", stages=_STAGES, quiet=arguments.json or arguments.quiet) as progress:
+    quiet = arguments.json or arguments.quiet or not (plan is None or arguments.dry_run)
+    with reporter("planning", unit="steps", stages=_STAGES, quiet=quiet) as progress:
         if plan is None and calibration is not None:
             planned = retrofit.plan(
                 model,

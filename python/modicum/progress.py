@@ -12,35 +12,38 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from modicum.model import Progress
 
 _SECONDS_BETWEEN_LINES = 5.0
+Stages = Mapping[str, tuple[str, str]]
 
 
 @contextmanager
 def reporter(
-    label: str, *, unit: str = "tokens", stages: Mapping[str, str] | None = None, quiet: bool = False
+    label: str, *, unit: str = "tokens", stages: Stages | None = None, quiet: bool = False
 ) -> Iterator[Progress | None]:
     """A progress callback that draws to standard error while the block runs; None where `quiet`.
 
     Parameters
     ----------
-    stages : a label for each stage that has one of its own; `label` is that of all others.
+    stages : label and unit of stages that have their own; `label` and `unit` are those of all others.
     """
     if quiet:
         yield None
     elif sys.stderr.isatty():
         with tqdm(desc=label, unit=f" {unit}", unit_scale=unit == "bytes", leave=False) as bar:
-            yield _on_bar(bar, label, stages or {})
+            yield _on_bar(bar, (label, unit), stages or {})
     else:
         yield _plain_lines(label, unit, stages or {})
 
 
-def _on_bar(bar: tqdm, label: str, stages: Mapping[str, str]) -> Progress:
+def _on_bar(bar: tqdm, label: tuple[str, str], stages: Stages) -> Progress:
     last = ""
 
     def on_progress(stage: str, done: int, total: int) -> None:
         nonlocal last
-        name = stages.get(stage, label)
+        name, unit = stages.get(stage, label)
         if (last and name != last) or _begins_anew(done, bar.n):
             bar.reset()
+        if name != last:
+            bar.unit, bar.unit_scale = f" {unit}", unit == "bytes"
             bar.set_description(name, refresh=False)
         last, bar.total = name, total
         bar.update(done - bar.n)
@@ -48,19 +51,20 @@ def _on_bar(bar: tqdm, label: str, stages: Mapping[str, str]) -> Progress:
     return on_progress
 
 
-def _plain_lines(label: str, unit: str, stages: Mapping[str, str]) -> Progress:
+def _plain_lines(label: str, unit: str, stages: Stages) -> Progress:
     told = began = time.monotonic()
     last, reached = "", 0
 
     def on_progress(stage: str, done: int, total: int) -> None:
         nonlocal told, began, last, reached
-        now, name = time.monotonic(), stages.get(stage, label)
+        now = time.monotonic()
+        name, counted = stages.get(stage, (label, unit))
         if name != last or _begins_anew(done, reached):
             began, last = now, name
         reached = done
         if now - told >= _SECONDS_BETWEEN_LINES:
             left = f", about {duration(_left(now - began, done, total))} left" if done else ""
-            print(f"{name}: {done} of {total} {unit}{left}", file=sys.stderr, flush=True)
+            print(f"{name}: {done} of {total} {counted}{left}", file=sys.stderr, flush=True)
             told = now
 
     return on_progress

@@ -286,15 +286,15 @@ def test_progress_tells_the_time_left_of_each_stage(
 ) -> None:
     clock = iter([0.0, 10.0, 20.0, 30.0, 50.0])
     monkeypatch.setattr("time.monotonic", lambda: next(clock))
-    with progress.reporter("shrinking", stages={"compare": "comparing"}) as told:
+    with progress.reporter("shrinking", stages={"compare": ("comparing", "pages")}) as told:
         assert told is not None
         for stage, done in (("retrofit", 0), ("retrofit", 25), ("compare", 0), ("compare", 50)):
             told(stage, done, 100)
     assert capsys.readouterr().err.splitlines() == [
         "shrinking: 0 of 100 tokens",
         "shrinking: 25 of 100 tokens, about 30 s left",
-        "comparing: 0 of 100 tokens",
-        "comparing: 50 of 100 tokens, about 20 s left",
+        "comparing: 0 of 100 pages",
+        "comparing: 50 of 100 pages, about 20 s left",
     ]
     assert [progress.duration(s) for s in (0.04, 89, 720, 3900 * 2)] == [
         "40 ms",

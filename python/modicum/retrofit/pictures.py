@@ -241,6 +241,8 @@ def _labels(
         size = CHARACTER * len(points[i].name)
         spots = [(x + r + 5, y + 4), (x - r - 5 - size, y + 4), (x - size / 2, y - r - 6)]
         spots += [(x - size / 2, y + r + 14), (x + r + 2, y - r - 3), (x + r + 2, y + r + 12)]
+        if named[i]:  # the line that joins them goes right from here, and comes from above
+            spots = [spots[4], *spots[:4], spots[5]]
         if points[i].chosen:  # has a name wherever there is room for it
             spots += [(x + dx * far, y + dy * far) for far in (24, 48, 80, 120) for dx, dy in _AWAY]
         boxes = [(left, base - 11, left + size, base + 3) for left, base in spots]

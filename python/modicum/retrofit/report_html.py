@@ -130,7 +130,7 @@ def _losses(report: Report) -> str:
         bos = "with BOS" if p.bos else "without BOS"
         text = (
             f'<p class="soft path">Sequences of {p.sequence_length} tokens {bos}, {p.tokens} tokens in all, '
-            f"each predicted from those before it in its sequence. Texts: {html.escape(files) or 'not told'}. "
+            f"each predicted from those before it. Texts: {html.escape(files) or 'not told'}. "
             "Perplexities of other lengths or texts cannot be compared with these.</p>"
         )
     return f"<h2>What was lost</h2>{_table(heads, rows)}{text}"
