@@ -19,10 +19,11 @@ import time
 from pathlib import Path
 
 import modicum as mo
-from modicum.retrofit import Calibration, CostModel, Depth, Ffn, Format, Kv, Plan, Planned, Quantize
+from modicum.retrofit import Calibration, CostModel, Depth, Ffn, Format, Kv, Plan, Planned, Quantize, Target
 from modicum.retrofit.candidates import Space
-from modicum.retrofit.loss_model import ErrorCurves, LossModel
+from modicum.retrofit.loss_model import ErrorCurves, LossModel, Trial
 from modicum.retrofit.plan_costs import DecodeSpeed, WeightBytes
+from modicum.retrofit.planner import choose
 from modicum.retrofit.trials import Trials, survey
 
 
@@ -69,64 +70,93 @@ def main() -> None:
     costs = None
     if options.speed:
         costs = CostModel.fit(model, [Format(8, head="int8"), Format(4, head="int4")])
-    predictions(model, calibration, costs, options)
-    count = WeightBytes(model.path, model.config)(Plan())
-    target = options.target or f"bytes={int(0.45 * count)}"
-    begin = time.perf_counter()
-    planned = mo.retrofit.plan(
-        model,
-        target=mo.retrofit.parse_target(target),
-        calibration=calibration,
-        threads=options.threads,
-        trial_tokens=options.trial_tokens,
-        speed=costs or False,
+    target = mo.retrofit.parse_target(
+        options.target or f"bytes={int(0.45 * WeightBytes(model.path, model.config)(Plan()))}"
     )
-    print(f"\n{planned}\n\nplanned in {time.perf_counter() - begin:.1f} s, {len(planned.trials)} trials")
+    measured = Measured(model, calibration, costs, options, target)
+    predictions(measured)
+    begin, before = time.perf_counter(), len(measured.known)
+    planned = measured.plan(target)
+    seconds, more = time.perf_counter() - begin, len(measured.known) - before
+    print(f"\n{planned}\n\n{more} more trials of the best, {seconds:.1f} s")
     frontier(planned)
 
 
-def predictions(
-    model: mo.Model, calibration: Calibration, costs: CostModel | None, options: argparse.Namespace
-) -> None:
+class Measured:
+    """What predictions and the plan share: a survey, and each trial once."""
+
+    def __init__(
+        self,
+        model: mo.Model,
+        calibration: Calibration,
+        costs: CostModel | None,
+        options: argparse.Namespace,
+        target: Target,
+    ) -> None:
+        self.model = model
+        self.space = Space.of(model.config, target, kv_int8=True)
+        self.trials = Trials(model, calibration, tokens=options.trial_tokens, threads=options.threads)
+        self.known: dict[str, Trial] = {}
+        begin = time.perf_counter()
+        self.survey = survey(model, calibration, self.space, threads=options.threads)
+        print(
+            f"{model.path.name}: survey of {calibration.tokens} tokens {time.perf_counter() - begin:.1f} s, "
+            f"{model.threads} threads"
+        )
+        self.errors = ErrorCurves(
+            self.survey, width=model.config.intermediate_size, kv_heads=model.config.num_key_value_heads
+        )
+        self.weigh = WeightBytes(model.path, model.config)
+        config = json.loads((model.path / "config.json").read_text())
+        self.speed = DecodeSpeed(costs, config, model.config) if costs else None
+
+    def trial(self, plan: Plan) -> Trial:
+        if str(plan) not in self.known:
+            self.known[str(plan)] = self.trials(plan)
+        return self.known[str(plan)]
+
+    def plan(self, target: Target) -> Planned:
+        return choose(
+            target,
+            self.space,
+            self.model.config,
+            source=str(self.model.path),
+            weight_bytes=self.weigh,
+            speed=self.speed,
+            survey=lambda: self.survey,
+            trial=self.trial,
+            finalists=3,
+        )
+
+
+def predictions(measured: Measured) -> None:
     """A line for each plan, and how far predictions are off."""
-    target = mo.retrofit.Target(max_kl=1.0)
-    space = Space.of(model.config, target, kv_int8=False)
-    trials = Trials(model, calibration, tokens=options.trial_tokens, threads=options.threads)
+    space, errors, speed, model = measured.space, measured.errors, measured.speed, measured.model
     begin = time.perf_counter()
-    found = survey(model, calibration, space, threads=options.threads)
-    surveyed = time.perf_counter() - begin
-    errors = ErrorCurves(
-        found, width=model.config.intermediate_size, kv_heads=model.config.num_key_value_heads
-    )
     fitted = space.trials({n: errors.first_of(n) for n in space.drops})
-    losses = LossModel.fit(errors, [trials(plan) for plan in fitted])
-    print(
-        f"{model.path.name}: survey of {calibration.tokens} tokens {surveyed:.1f} s, {len(fitted)} trials "
-        f"{time.perf_counter() - begin - surveyed:.1f} s, {model.threads} threads"
-    )
-    weigh = WeightBytes(model.path, model.config)
-    config = json.loads((model.path / "config.json").read_text())
-    speed = DecodeSpeed(costs, config, model.config) if costs else None
+    losses = LossModel.fit(errors, [measured.trial(plan) for plan in fitted])
+    print(f"{len(fitted)} trials {time.perf_counter() - begin:.1f} s")
     off = []
     print(f"{'plan':<62}{'KL predicted':>13}{'measured':>20}{'ratio':>7}{'MB predicted':>14}{'made':>9}")
     for plan in plans(space, errors):
-        trial = trials(plan)
         kl = losses.kl(plan)
-        off.append(max(kl / trial.kl, trial.kl / kl))
-        error = f"{trial.kl:.4g} ± {trial.kl_standard_error or 0:.1g}"
-        made = 0 if trial.bytes is None else trial.bytes / 1e6
-        line = f"{plan!s:<62}{kl:>13.4g}{error:>20}{kl / trial.kl:>7.2f}"
-        line += f"{weigh(plan) / 1e6:>14.3f}{made:>9.3f}"
-        if speed is not None:
-            with trials.made(plan) as (out, _):
-                both = mo.retrofit.measure([model, mo.load(out, threads=model.threads)])
+        with measured.trials.made(plan) as (out, report):
+            student = mo.load(out, threads=model.threads)
+            found = mo.retrofit.compare(model, student, measured.trials.held_out)
+            both = mo.retrofit.measure([model, student]) if speed else None
+        off.append(max(kl / found.kl, found.kl / kl))
+        error = f"{found.kl:.4g} ± {found.kl_standard_error or 0:.1g}"
+        line = f"{plan!s:<62}{kl:>13.4g}{error:>20}{kl / found.kl:>7.2f}"
+        line += f"{measured.weigh(plan) / 1e6:>14.3f}{report['bytes_after'] / 1e6:>9.3f}"
+        if speed is not None and both is not None:
             line += f"  decode x{speed(plan) / speed(Plan()):.2f} predicted, "
             line += f"x{mo.retrofit.SpeedChange(*both).decode} measured"
         print(line, flush=True)
-    print(
-        f"predictions of KL are off by a factor of {statistics.median(off):.2f} (median), "
-        f"{max(off):.2f} at most"
-    )
+    if off:
+        print(
+            f"predictions of KL are off by a factor of {statistics.median(off):.2f} (median), "
+            f"{max(off):.2f} at most"
+        )
 
 
 def frontier(planned: Planned) -> None:

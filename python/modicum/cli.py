@@ -1,4 +1,4 @@
-"""The command line: ``modicum info | bench | generate | choose | quantize | cag … | demo``.
+"""The command line: ``modicum info``, ``generate``, ``retrofit``, ``cag build`` and the others.
 
 Exit codes: 0 done, 1 a modicum error (one line on standard error), 2 wrong usage, 130 interrupted.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import modicum as mo
-from modicum import choose, cli_cag
+from modicum import choose, cli_cag, cli_retrofit
 from modicum.command import (
     add_beam_options,
     add_load_options,
@@ -63,6 +63,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_generate(commands)
     _add_choose(commands)
     _add_quantize(commands)
+    cli_retrofit.add_commands(commands)
     cli_cag.add_commands(commands)
     _add_demo(commands)
     return parser

@@ -20,7 +20,7 @@ from modicum.command import (
     sampling,
     size,
 )
-from modicum.progress import reporter
+from modicum.progress import duration, reporter
 
 
 def add_commands(commands: Any) -> None:
@@ -158,12 +158,8 @@ def _plan_as_text(plan: dict[str, Any]) -> str:
             "build with --layout blocks --overflow select."
         )
     sizes = ", ".join(f"{kv} {size(count)}" for kv, count in plan["bytes"].items())
-    lines.append(f"The cache takes about {sizes}; reading about {_duration(plan['seconds'])}.")
+    lines.append(f"The cache takes about {sizes}; reading about {duration(plan['seconds'])}.")
     return "\n".join(lines)
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds * 1e3:.0f} ms" if seconds < 1 else f"{seconds:.0f} s"
 
 
 def run_build(arguments: argparse.Namespace) -> None:

@@ -39,10 +39,14 @@ void copy_other_files(const fs::path& from, const fs::path& to, std::string_view
   }
 }
 
-void copy_verbatim(const fs::path& from, const fs::path& to) {
+void copy_verbatim(const fs::path& from, const fs::path& to, const std::function<void(std::uint64_t)>& tell) {
+  constexpr std::size_t kPart = std::size_t{16} << 20;
   const MappedFile file(from);
   AtomicFile copy(to);
-  copy.write(file.bytes());
+  for (std::size_t done = 0; done < file.bytes().size(); done += kPart) {
+    if (tell) tell(done);
+    copy.write(file.bytes().subspan(done, std::min(kPart, file.bytes().size() - done)));
+  }
   copy.commit();
 }
 

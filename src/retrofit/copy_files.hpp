@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <string>
 #include <string_view>
 
@@ -14,8 +16,10 @@ bool is_weights(const std::filesystem::path& name);
 void copy_other_files(const std::filesystem::path& from, const std::filesystem::path& to,
                       std::string_view op);
 
-/// One file, byte for byte, atomically.
-void copy_verbatim(const std::filesystem::path& from, const std::filesystem::path& to);
+/// One file, byte for byte, atomically. `tell`, where given, hears of the bytes that are done now and then,
+/// and stops the copy by throwing.
+void copy_verbatim(const std::filesystem::path& from, const std::filesystem::path& to,
+                   const std::function<void(std::uint64_t)>& tell = {});
 
 void write_text(const std::filesystem::path& path, std::string_view text);
 

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include <modicum/retrofit/ffn_refine.hpp>
 #include <modicum/retrofit/statistics.hpp>
 
 #include "chunks.hpp"
@@ -31,6 +32,18 @@ std::size_t largest_fit(const ModelConfig& c, const Plan& plan) {
   if (!plan.needs_text()) return 0;
   const bool inner = plan.ffn || plan.depth || plan.quantize || plan.low_rank;
   return inner ? std::max(c.intermediate_size, c.query_width()) : std::max(c.hidden_size, c.query_width());
+}
+
+bool alternates(const Plan& plan) {
+  return (plan.ffn && plan.ffn->refit == Refit::alternating) ||
+         (plan.depth && plan.depth->refit == Refit::alternating);
+}
+
+/// What `refine_ffn` takes: activations that it keeps, copies of the matrices, and the fit of the last.
+std::uint64_t refine_bytes(const ModelConfig& c) {
+  const std::uint64_t inner = c.intermediate_size;
+  return RefineOptions{}.memory + 14 * inner * c.hidden_size * sizeof(float) +
+         3 * inner * inner * sizeof(double);
 }
 
 std::uint64_t out_bytes(const Checkpoint& from, const Plan& plan) {
@@ -90,17 +103,16 @@ RunEstimate estimate_run(const Checkpoint& from, const Plan& plan, const Calibra
       from.info("model.layers.0.self_attn.q_proj.weight").dtype == "BF16" ? DType::bf16 : DType::f32;
   const std::uint64_t moments = SecondMoments::bytes(n, c.hidden_size, dtype, chunks.rows(false)) +
                                 SecondMoments::bytes(n, c.hidden_size, dtype, chunks.rows(true));
-  // Beside the moments of a fit: the factor and the inverse of its Gram matrix, the fit and its products;
-  // or, refining, activations of the rows that are refined on.
-  const std::uint64_t solve = (2 * n * n + 6 * n * c.hidden_size) * sizeof(double);
+  // Beside the moments of a fit: the factor and the inverse of its Gram matrix, the fit and its products.
+  const std::uint64_t fit = moments + (2 * n * n + 6 * n * c.hidden_size) * sizeof(double);
+  const std::uint64_t solve = alternates(plan) ? std::max(fit, refine_bytes(planned_config(c, plan))) : fit;
   // Of a layer: the new weights as they are stored, and one matrix in f64 and f32 beside.
   const std::uint64_t weights = layer * 4 + c.intermediate_size * c.hidden_size * 24;
-  e.memory_bytes += 2 * LayerPass::bytes(c, chunks.sequences(), chunks.length()) + moments + solve + weights;
+  e.memory_bytes += 2 * LayerPass::bytes(c, chunks.sequences(), chunks.length()) + solve + weights;
   // Two streams of hidden states before a layer and two after it, and two of targets.
   e.disk_bytes += 6 * rows * c.hidden_size * sizeof(float);
   const double forwards = 1 + 1 + (plan.kv ? 0.6 : 0) + (plan.ffn || plan.depth ? 1 : 0) +
-                          (plan.quantize ? 2 : 0) + (plan.low_rank ? 1 : 0) +
-                          (plan.ffn && plan.ffn->refit == Refit::alternating ? 20 : 0);
+                          (plan.quantize ? 2 : 0) + (plan.low_rank ? 1 : 0) + (alternates(plan) ? 20 : 0);
   const auto layers = static_cast<double>(c.num_hidden_layers);
   const auto inputs = static_cast<double>(n);
   e.pass_operations =

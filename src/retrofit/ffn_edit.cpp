@@ -108,6 +108,7 @@ void LayerEditor::edit_ffn(Step& step, const ActivationFile& goal) {
       fit(step, Linear::down, plan_.ffn ? "ffn" : "depth", refit, widened(step.student.weights().down.weight),
           moments);
     }
+    moments = {};  // as large as what the refinement takes
     if (rows) refine(step, *rows);
     if (calibrated) {
       inputs.finish(pool_);

@@ -9,6 +9,7 @@
 #include <modicum/base/error.hpp>
 #include <modicum/ops/elementwise.hpp>
 
+#include "finite_weights.hpp"
 #include "standard_form.hpp"
 
 namespace modicum::retrofit {
@@ -46,6 +47,11 @@ std::map<std::size_t, LayerRecord> LayerEditor::run() {
     if (!record) break;
     diverged_ = record->diverged;
     records[kept_[step]] = std::move(*record);
+  }
+  if (text_ && step > 0 && step < steps && !streams_are_there(step)) {
+    records.clear();  // a crash left layers without what the next one reads
+    diverged_ = false;
+    step = 0;
   }
   resumed_ = step;
   const std::size_t rows = text_ ? chunks_.all_rows() : 1;
@@ -110,6 +116,15 @@ ActivationFile LayerEditor::new_stream(const char* name, std::size_t step) const
   return ActivationFile::create(stream_path(name, step), chunks_.all_rows(), config_.hidden_size);
 }
 
+bool LayerEditor::streams_are_there(std::size_t step) const {
+  const std::uint64_t bytes = chunks_.all_rows() * config_.hidden_size * sizeof(float);
+  const auto whole = [&](const char* name) {
+    std::error_code code;
+    return fs::file_size(stream_path(name, step), code) == bytes && !code;
+  };
+  return whole("teacher") && (!diverged_ || whole("student"));
+}
+
 void LayerEditor::open_streams(std::size_t step) {
   if (step > 0) {
     const std::size_t rows = chunks_.all_rows();
@@ -117,6 +132,7 @@ void LayerEditor::open_streams(std::size_t step) {
     if (diverged_) student_ = ActivationFile::open(stream_path("student", step), rows, config_.hidden_size);
     return;
   }
+  check_finite("model.embed_tokens.weight", weights_.embedding, pool_);
   teacher_ = new_stream("teacher", 0);
   for (const Chunk& chunk : chunks_.list()) {
     const auto ids = calibration_.tokens.subspan(chunk.first_row, chunk.rows);
@@ -149,6 +165,7 @@ LayerPass LayerEditor::pass_of(const ModelConfig& config) const {
 
 LayerRecord LayerEditor::edit(std::size_t index, bool more) {
   const std::size_t layer = kept_[index];
+  check_finite(weights_.layers[layer], layer, pool_);
   Step step{index, layer, StudentLayer(from_, weights_.layers[layer], layer, weights_.dtype)};
   if (!text_) {
     report(progress_, kOp, done_, total_);
@@ -191,6 +208,9 @@ void LayerEditor::edit_without_text(Step& step) {
 void LayerEditor::read_teacher(const Step& step, LayerPass& pass, ActivationFile& next,
                                ActivationFile& middle) {
   const std::size_t end = step.index + 1 < kept_.size() ? kept_[step.index + 1] : config_.num_hidden_layers;
+  for (std::size_t dropped = step.layer + 1; dropped < end; ++dropped) {
+    check_finite(weights_.layers[dropped], dropped, pool_);
+  }
   for (const Chunk& chunk : chunks_.list()) {
     tell(chunk, Phase::teacher);
     const float* const x = teacher_.row(chunk.first_row);
@@ -247,7 +267,7 @@ void check_calibration(const Plan& plan, const ModelConfig& config, const Calibr
           .got = std::to_string(token)});
   }
   // A fit of n inputs has n unknowns for each output: from fewer rows it would only learn them by heart.
-  const std::size_t inputs = plan.ffn || plan.depth || plan.low_rank || plan.quantize
+  const std::size_t inputs = plan.ffn || plan.depth || plan.quantize || plan.low_rank
                                  ? std::max(config.intermediate_size, config.query_width())
                                  : std::max(config.hidden_size, config.query_width());
   const std::size_t rows = (sequences - calibration.held_out) * calibration.length;

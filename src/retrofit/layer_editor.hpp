@@ -83,6 +83,7 @@ class LayerEditor {
   // The streams (layer_editor.cpp).
   std::filesystem::path stream_path(const char* name, std::size_t step) const;
   ActivationFile new_stream(const char* name, std::size_t step) const;
+  bool streams_are_there(std::size_t step) const;
   void open_streams(std::size_t step);
   const float* student_row(std::size_t row) const;
   /// Passes over the text in the order of a layer's edits.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 #include <array>
+#include <functional>
 #include <set>
 #include <utility>
 
@@ -167,6 +168,12 @@ void check_window(const WindowEdit& edit, const ModelConfig& config) {
   if (edit.layers.empty() || edit.layers.back() >= config.num_hidden_layers) {
     refuse("window.layers", "layers among 0 to " + std::to_string(config.num_hidden_layers - 1),
            edit.layers.empty() ? "none" : std::to_string(edit.layers.back()));
+  }
+  const auto out_of_order =
+      std::adjacent_find(edit.layers.begin(), edit.layers.end(), std::greater_equal<>());
+  if (out_of_order != edit.layers.end()) {
+    refuse("window.layers", "each once, in ascending order",
+           std::to_string(*out_of_order) + " before " + std::to_string(*std::next(out_of_order)));
   }
   for (const std::size_t window : config.sliding_window) {
     if (window != 0 && window != edit.window) {

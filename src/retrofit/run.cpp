@@ -17,6 +17,7 @@
 #include "assemble.hpp"
 #include "copy_files.hpp"
 #include "estimate.hpp"
+#include "finite_weights.hpp"
 #include "journal.hpp"
 #include "layer_editor.hpp"
 #include "standard_form.hpp"
@@ -40,12 +41,17 @@ std::string key_of(const Checkpoint& from, const Plan& plan, const CalibrationTo
   return hash128_hex(text).substr(0, 16);
 }
 
-void copy_unchanged(const Checkpoint& from, const fs::path& to) {
+void copy_unchanged(const Checkpoint& from, const fs::path& to, const Progress& progress) {
+  std::uint64_t done = 0, total = 0;
+  for (const SafetensorsFile& file : from.files()) total += file.file().bytes().size();
   copy_other_files(from.directory(), to, kOp);
   copy_verbatim(from.directory() / "config.json", to / "config.json");
   for (const SafetensorsFile& file : from.files()) {
-    copy_verbatim(file.file().path(), to / file.file().path().filename());
+    copy_verbatim(file.file().path(), to / file.file().path().filename(),
+                  [&](std::uint64_t of_file) { report(progress, "retrofit.write", done + of_file, total); });
+    done += file.file().bytes().size();
   }
+  report(progress, "retrofit.write", total, total);
   const fs::path index = from.directory() / "model.safetensors.index.json";
   if (from.files().size() > 1 || fs::exists(index)) copy_verbatim(index, to / index.filename());
 }
@@ -62,6 +68,7 @@ std::vector<NewTensor> rounded_head(const Checkpoint& from, const QuantizeEdit& 
   const ModelConfig& config = from.config();
   const char* const source = config.tie_word_embeddings ? "model.embed_tokens.weight" : "lm_head.weight";
   const WeightView head = from.weight(source, config.vocab_size, config.hidden_size);
+  check_finite(source, head, pool);
   const QuantizedModule module{"lm_head", *edit.head_bits, edit.group};
   std::vector<NewTensor> tensors;
   for (TensorSpec& spec : packed_specs(module, head.rows, head.cols, from.info(source).dtype)) {
@@ -107,7 +114,7 @@ RunReport run(const Checkpoint& from, const fs::path& to, const Plan& plan,
   RunReport report{.bytes_before = bytes_of(from), .solver = linalg::backend()};
   AtomicDirectory directory(to);
   if (plan.empty()) {
-    copy_unchanged(from, directory.temporary());
+    copy_unchanged(from, directory.temporary(), progress);
     directory.commit();
     report.bytes_after = report.bytes_before;
     report.seconds = watch.seconds();

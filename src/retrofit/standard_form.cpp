@@ -36,7 +36,16 @@ WindowForm window_form(const ModelConfig& from, const ModelConfig& planned) {
   return WindowForm::qwen2_without_biases;
 }
 
-void rename_architecture(OrderedJson& config, const char* model_type, const char* architecture) {
+/// Under another name, with what the source left to defaults that differ between architectures.
+void rename_architecture(OrderedJson& config, const ModelConfig& from, const ModelConfig& planned,
+                         const char* model_type, const char* architecture) {
+  config["num_key_value_heads"] = planned.num_key_value_heads;
+  config["head_dim"] = planned.head_dim;
+  config["max_position_embeddings"] = planned.max_position_embeddings;
+  if (!config.contains("bos_token_id") && from.bos_token_id) config["bos_token_id"] = *from.bos_token_id;
+  if (!config.contains("eos_token_id") && !from.eos_token_ids.empty()) {
+    config["eos_token_id"] = from.eos_token_ids;
+  }
   config["model_type"] = model_type;
   config["architectures"] = {architecture};
   for (const char* const field : {"attention_bias", "mlp_bias", "pretraining_tp"}) config.erase(field);
@@ -47,10 +56,12 @@ void write_window(OrderedJson& config, const ModelConfig& from, const ModelConfi
   config["sliding_window"] = window;
   const WindowForm form = window_form(from, planned);
   if (form == WindowForm::mistral) {
-    if (from.model_type != "mistral") rename_architecture(config, "mistral", "MistralForCausalLM");
+    if (from.model_type != "mistral")
+      rename_architecture(config, from, planned, "mistral", "MistralForCausalLM");
     return;
   }
-  if (form == WindowForm::qwen2_without_biases) rename_architecture(config, "qwen2", "Qwen2ForCausalLM");
+  if (form == WindowForm::qwen2_without_biases)
+    rename_architecture(config, from, planned, "qwen2", "Qwen2ForCausalLM");
   config["use_sliding_window"] = true;
   config["head_dim"] = planned.head_dim;
   OrderedJson types = OrderedJson::array();

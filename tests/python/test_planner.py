@@ -5,115 +5,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
 
 import modicum as mo
 import pytest
-from modicum.retrofit import (
-    Calibration,
-    CostModel,
-    Depth,
-    Ffn,
-    Format,
-    Kv,
-    Plan,
-    Planned,
-    Quantize,
-    Target,
-    parse_target,
-)
+from modicum.retrofit import Calibration, Ffn, Kv, Plan, Quantize, Target
 from modicum.retrofit.candidates import Candidate, Space
-from modicum.retrofit.loss_model import KV_INT8_KL, ErrorCurves, LossModel, Trial
-from modicum.retrofit.plan_costs import DecodeSpeed, WeightBytes, kv_bytes_per_token
-from modicum.retrofit.planner import choose
-
-CONFIG: dict[str, Any] = {
-    "model_type": "llama",
-    "hidden_size": 128,
-    "intermediate_size": 1024,
-    "num_hidden_layers": 8,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 8,
-    "head_dim": 16,
-    "vocab_size": 300,
-    "max_position_embeddings": 128,
-    "tie_word_embeddings": True,
-    "dtype": "bfloat16",
-}
-LAYERS, WIDTH, HEADS = 8, 1024, 8
-SENSITIVITY = [1, 9, 2, 8, 3, 7, 4, 6]  # of each layer to rounding
-TURNS = [9, 5, 4, 1, 2, 6, 7, 8]  # of each layer, what it turns hidden states by
-
-
-def survey(**_: Any) -> dict[str, Any]:
-    layers = [
-        {
-            "layer": i,
-            "ffn": {str(w): (1 - w / WIDTH) ** 2 for w in range(512, WIDTH, 64)},
-            "kv": {
-                str(h): {"score": 0.1 * (1 - h / HEADS), "value": 0.05 * (1 - h / HEADS)} for h in (4, 2, 1)
-            },
-            "bits": {"8": 1e-5 * s, "4": 1e-3 * s},
-        }
-        for i, s in enumerate(SENSITIVITY)
-    ]
-    angles = [[sum(TURNS[i : i + n]) / 100 for i in range(LAYERS - n + 1)] for n in range(1, 5)]
-    return {"layers": layers, "angles": angles}
-
-
-@dataclass
-class World:
-    """A model whose losses are what its `slopes` say of the survey's errors, and `extra` adds."""
-
-    folder: Path
-    slopes: dict[str, float] = field(default_factory=dict)
-    extra: Callable[[Plan], float] = lambda _: 0.0
-    config: dict[str, Any] = field(default_factory=lambda: CONFIG)
-    standard_error: float | None = None
-    tried: list[Plan] = field(default_factory=list)
-    surveys: int = 0
-
-    SLOPES: ClassVar = {"ffn": 1.0, "kv": 1.0, "depth": 5.0, "quantize gptq": 0.5, "quantize nearest": 1.0}
-
-    def kl(self, plan: Plan) -> float:
-        slopes = self.SLOPES | self.slopes
-        errors = ErrorCurves(survey(), width=WIDTH, kv_heads=HEADS).of(plan)
-        head = {None: 0.0, 8: 1e-5, 4: 1e-3}[plan.quantize.head_bits if plan.quantize else None]
-        return sum(slopes[kind] * error for kind, error in errors.items()) + head + self.extra(plan)
-
-    def trial(self, plan: Plan) -> Trial:
-        self.tried.append(plan)
-        return Trial(plan, self.kl(plan), self.standard_error)
-
-    def survey(self) -> dict[str, Any]:
-        self.surveys += 1
-        return survey()
-
-    def bytes(self, plan: Plan) -> int:
-        return WeightBytes(self.folder, self.parsed)(plan)
-
-    @property
-    def parsed(self) -> mo.ModelConfig:
-        return mo.ModelConfig.parse(json.dumps(self.config))
-
-    def plan(
-        self, *, kv_int8: bool = True, finalists: int = 3, costs: CostModel | None = None, **target: Any
-    ) -> Planned:
-        wanted = Target(**target)
-        return choose(
-            wanted,
-            Space.of(self.parsed, wanted, kv_int8=kv_int8),
-            self.parsed,
-            source="model",
-            weight_bytes=WeightBytes(self.folder, self.parsed),
-            speed=DecodeSpeed(costs, self.config, self.parsed) if costs else None,
-            survey=self.survey,
-            trial=self.trial,
-            finalists=finalists,
-        )
+from modicum.retrofit.loss_model import KV_INT8_KL, ErrorCurves
+from modicum.retrofit.plan_costs import DecodeSpeed, kv_bytes_per_token
+from planning import CONFIG, HEADS, WIDTH, World, costs, survey
 
 
 @pytest.fixture(scope="session")
@@ -124,149 +25,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def world(folder: Path) -> Callable[..., World]:
     return partial(World, folder)
-
-
-# Targets
-
-
-def test_a_target_is_read_from_a_command_line() -> None:
-    target = parse_target("bytes=300MB, kv_bytes=6KiB,tokens_per_second=12.5,max_kl=1e-2")
-    assert target == Target(300_000_000, 6144, 12.5, 0.01)
-    assert parse_target("bytes=1.5 GB") == Target(bytes=1_500_000_000)
-    assert str(parse_target("bytes=1kB")) == "at most 0.001 MB"
-    assert parse_target("max_kl=.5").only_kl
-    assert not target.only_kl
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "bytes",
-        "bytes=",
-        "bytes=-3",
-        "bytes=0",
-        "bytes=3 miles",
-        "size=3MB",
-        "bytes=1,bytes=2",
-        "max_kl=1MB",
-    ],
-)
-def test_what_is_no_target_is_refused(text: str) -> None:
-    with pytest.raises(mo.InvalidArgument, match="target"):
-        parse_target(text)
-
-
-def test_a_target_wants_something() -> None:
-    with pytest.raises(mo.InvalidArgument, match="at least one of bytes"):
-        Target()
-    with pytest.raises(mo.InvalidArgument, match="positive"):
-        Target(max_kl=float("nan"))
-
-
-# Costs
-
-
-def test_bytes_of_a_quantised_model_are_what_quantising_writes(folder: Path, tmp_path: Path) -> None:
-    untied = CONFIG | {"tie_word_embeddings": False, "intermediate_size": 176, "attention_bias": True}
-    other = mo.retrofit.write_random(untied, tmp_path / "untied")
-    for source, config in ((folder, CONFIG), (other, untied)):
-        count = WeightBytes(source, mo.ModelConfig.parse(json.dumps(config)))
-        for bits, head in ((8, "keep"), (4, "keep"), (4, "int8")):
-            out = tmp_path / f"{source.name}-{bits}-{head}"
-            report = mo.retrofit.quantize(source, out, bits=bits, head=head)
-            head_bits = {"keep": None, "int8": 8}[head]
-            assert count(Plan(quantize=Quantize(bits, head_bits=head_bits))) == report.bytes_after
-            assert count(Plan()) == report.bytes_before
-
-
-def test_bytes_of_other_shapes_are_those_of_a_model_of_that_shape(folder: Path, tmp_path: Path) -> None:
-    count = WeightBytes(folder, mo.ModelConfig.parse(json.dumps(CONFIG)))
-    shape = {"intermediate_size": 640, "num_key_value_heads": 2, "num_hidden_layers": 6}
-    smaller = mo.retrofit.write_random(CONFIG | shape, tmp_path / "smaller")
-    other = WeightBytes(smaller, mo.ModelConfig.parse(json.dumps(CONFIG | shape)))
-    plan = Plan(depth=Depth(3, 2), kv=Kv(2), ffn=Ffn(640))
-    assert count(plan) == other(Plan())
-    assert count(Plan(depth=Depth(3, 2), kv=Kv(2), ffn=Ffn(640), quantize=Quantize(4))) == other(
-        Plan(quantize=Quantize(4))
-    )
-
-
-def test_a_cache_has_the_bytes_of_its_heads_and_layers() -> None:
-    config = mo.ModelConfig.parse(json.dumps(CONFIG))
-    assert kv_bytes_per_token(config, Plan()) == 8 * 2 * 8 * 16 * 2
-    assert kv_bytes_per_token(config, Plan(), int8=True) == 8 * 2 * 8 * 16
-    assert kv_bytes_per_token(config, Plan(depth=Depth(1, 2), kv=Kv(2))) == 6 * 2 * 2 * 16 * 2
-
-
-def costs() -> CostModel:
-    """Half the time for a weight in int8, a quarter in int4."""
-    decode = {"fixed": 1e-4, "cached element": 1e-9}
-    for name, share in {"floats": 1.0, "int8 by 32": 0.5, "int4 by 32": 0.25}.items():
-        decode |= {f"layer, {name}": 1e-5, f"attention weight, {name}": share * 1e-9}
-        decode |= {f"ffn weight, {name}": share * 1e-9}
-    decode |= {"head weight, floats": 1e-9, "head weight, int8": 5e-10, "head weight, int4": 2.5e-10}
-    formats = (Format(), Format(8, head="int8"), Format(4, head="int4"))
-    return CostModel("model", 1, 64, formats, decode, decode, {}, 0.01)
-
-
-def test_mixed_bits_cost_the_time_of_their_shares() -> None:
-    speed = DecodeSpeed(costs(), CONFIG, mo.ModelConfig.parse(json.dumps(CONFIG)))
-    four, eight = (1 / speed(Plan(quantize=Quantize(bits))) for bits in (4, 8))
-    mixed = 1 / speed(Plan(quantize=Quantize(4, layer_bits={1: 8, 2: 8})))
-    assert mixed == pytest.approx(0.75 * four + 0.25 * eight)
-    assert 1 / speed(Plan()) > eight > four
-    # A dropped layer takes its own time with it, whatever bits it would have had.
-    without = 1 / speed(Plan(depth=Depth(1, 2), quantize=Quantize(4, layer_bits={1: 8, 2: 8})))
-    assert without == pytest.approx(1 / speed(Plan(depth=Depth(3, 2), quantize=Quantize(4))))
-
-
-# Losses
-
-
-def test_errors_never_shrink_as_an_edit_grows() -> None:
-    noisy = survey()
-    noisy["layers"][0]["ffn"] = {"512": 0.01, "640": 0.2, "768": -0.1, "896": 0.05}
-    noisy["layers"][0]["kv"] = {"1": {"score": 0, "value": 0}, "2": {"score": 0.1, "value": 0.1}}
-    curves = ErrorCurves(noisy, width=WIDTH, kv_heads=HEADS)
-    for edits in ([Plan(ffn=Ffn(w)) for w in range(960, 511, -64)], [Plan(kv=Kv(h)) for h in (4, 2, 1)]):
-        errors = [next(iter(curves.of(plan).values())) for plan in edits]
-        assert errors == sorted(errors)
-        assert errors[0] > 0
-
-
-def test_a_curve_passes_through_its_trials_and_never_falls() -> None:
-    errors = ErrorCurves(survey(), width=WIDTH, kv_heads=HEADS)
-    trials = [Trial(Plan(ffn=Ffn(w)), kl) for w, kl in ((768, 0.1), (576, 0.05), (640, 0.3))]
-    losses = LossModel.fit(errors, trials)
-    assert losses.kl(Plan()) == 0
-    assert losses.kl(Plan(ffn=Ffn(768))) == pytest.approx(0.1)
-    assert losses.kl(Plan(ffn=Ffn(640))) == pytest.approx(0.3)
-    kls = [losses.kl(Plan(ffn=Ffn(w))) for w in range(960, 511, -64)]
-    assert kls == sorted(kls)
-    assert kls[0] > 0
-
-
-def test_losses_of_edits_add_and_grow_beyond_the_largest_trial() -> None:
-    errors = ErrorCurves(survey(), width=WIDTH, kv_heads=HEADS)
-    trials = [
-        Trial(Plan(ffn=Ffn(768)), 0.5),
-        Trial(Plan(kv=Kv(4)), 0.6),
-        Trial(Plan(quantize=Quantize(8, rounding="nearest")), 0.001),
-        Trial(Plan(quantize=Quantize(8, rounding="nearest", head_bits=8)), 0.003),
-    ]
-    losses = LossModel.fit(errors, trials)
-    both = Plan(kv=Kv(4), ffn=Ffn(768), quantize=Quantize(8, rounding="nearest", head_bits=8))
-    assert losses.kl(both) == pytest.approx(0.5 + 0.6 + 0.003)
-    assert losses.kl(both, kv_int8=True) == pytest.approx(1.103 + KV_INT8_KL)
-    assert losses.kl(Plan(ffn=Ffn(512))) == pytest.approx(2.0)  # four times the error
-
-
-def test_the_span_that_turns_least_goes_and_the_first_layer_stays() -> None:
-    found = survey()
-    found["angles"][0][0] = 0.0
-    errors = ErrorCurves(found, width=WIDTH, kv_heads=HEADS)
-    assert [errors.first_of(n) for n in (1, 2, 3)] == [3, 3, 2]
 
 
 # Choices
@@ -497,16 +255,19 @@ def test_the_frontier_holds_the_best_of_all_sizes_and_what_was_refused(world: Ca
 
 
 @pytest.fixture(scope="module")
-def calibration(demo: Path) -> Calibration:
-    model = mo.load(demo / "model")
-    own = Calibration.generate(model, 6000, length=128, seed=1)
-    return Calibration.from_text(model, own, tokens=4096, length=128, held_out=0.25)
+def source(data: Path) -> Path:
+    return data / "models" / "stories260K"
+
+
+@pytest.fixture(scope="module")
+def calibration(data: Path, source: Path) -> Calibration:
+    text = data / "corpora" / "tinystories" / "stories.jsonl"
+    return Calibration.from_text(mo.load(source), text, tokens=2048, length=128, held_out=0.25)
 
 
 def test_a_plan_of_a_real_model_meets_its_target_and_can_be_carried_out(
-    demo: Path, calibration: Calibration, tmp_path: Path
+    source: Path, calibration: Calibration, tmp_path: Path
 ) -> None:
-    source = demo / "model"
     stages: list[str] = []
 
     def progress(stage: str, done: int, total: int) -> None:
@@ -515,7 +276,7 @@ def test_a_plan_of_a_real_model_meets_its_target_and_can_be_carried_out(
 
     planned = mo.retrofit.plan(
         source,
-        target=Target(bytes=4_000_000),
+        target=Target(bytes=400_000),
         calibration=calibration,
         trial_tokens=1024,
         finalists=1,
@@ -527,10 +288,10 @@ def test_a_plan_of_a_real_model_meets_its_target_and_can_be_carried_out(
     assert planned.plan is not None
     for one in planned.considered:
         assert one.trial is None or one.trial.bytes == one.bytes
-    assert planned.predicted["bytes"] <= 4_000_000
+    assert planned.predicted["bytes"] <= 400_000
     trial = planned.chosen.trial
     assert trial is not None
-    measured = [c for c in planned.considered if c.trial and c.bytes <= 4_000_000]
+    measured = [c for c in planned.considered if c.trial and c.bytes <= 400_000]
     assert any(c.candidate.retrofit for c in measured)
     least = min(measured, key=lambda c: c.loss)
     chance = least.standard_error + planned.chosen.standard_error
@@ -552,11 +313,11 @@ def test_a_plan_of_a_real_model_meets_its_target_and_can_be_carried_out(
 
 
 def test_planning_stops_when_asked_to_and_leaves_nothing(
-    demo: Path, calibration: Calibration, tmp_path: Path
+    source: Path, calibration: Calibration, tmp_path: Path
 ) -> None:
     with pytest.raises(mo.Cancelled):
         mo.retrofit.plan(
-            demo / "model",
+            source,
             target=Target(max_kl=0.1),
             calibration=calibration,
             trial_tokens=1024,
@@ -564,3 +325,13 @@ def test_planning_stops_when_asked_to_and_leaves_nothing(
             progress=lambda stage, done, total: stage != "trials",
         )
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_quantised_already_is_refused(source: Path, calibration: Calibration, tmp_path: Path) -> None:
+    mo.retrofit.quantize(source, tmp_path / "int8")
+    with pytest.raises(mo.Unsupported, match="got int8 by groups of 32; start from the model"):
+        mo.retrofit.plan(tmp_path / "int8", target=Target(bytes=1), calibration=calibration)
+    with pytest.raises(mo.InvalidArgument, match="finalists: expected at least 1"):
+        mo.retrofit.plan(source, target=Target(bytes=1), calibration=calibration, finalists=0)
+    with pytest.raises(mo.InvalidArgument, match="trial_tokens: expected at least 1"):
+        mo.retrofit.plan(source, target=Target(bytes=1), calibration=calibration, trial_tokens=0)

@@ -156,17 +156,17 @@ def test_the_headline_tells_losses_sizes_and_speed() -> None:
     rows = {name: (value, note) for name, value, note in full_report().headline()}
     assert rows["perplexity"] == ("12.81", "from 12.18, +5.1 %")
     assert rows["KL from the source"] == ("0.05", "± 0.002 nats a token")
-    assert rows["same likeliest token"] == ("91.2 %", "of 16352")
+    assert rows["same likeliest token"] == ("91.2 %", "of 16352 tokens")
     assert rows["size"] == ("450 MB", "from 600 MB, -25 %")
     assert rows["cache per token"] == ("6.14 kB", "from 12.3 kB, -50 %")
     assert rows["writes"] == ("15 tokens/s", "from 10, ×1.50")
     text = str(full_report())
     for told in (
-        "passkey: accuracy 1.000 before, 0.940 after",
+        "    passkey                       94.0 %   from 100.0 %, by chance 10.0 %",
         "recall: not asked",
         "warning: layer 1",
         "not checked: answers",
-        "news: ",
+        "on news:\n    perplexity",
     ):
         assert told in text
 

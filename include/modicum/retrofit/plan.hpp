@@ -48,7 +48,7 @@ struct DepthEdit {
 /// Keys within `window` positions only, in some layers (numbered as in the source).
 struct WindowEdit {
   std::size_t window = 0;
-  std::vector<std::size_t> layers;
+  std::vector<std::size_t> layers;     ///< ascending
   Refit refit = Refit::least_squares;  ///< of the output projection
 };
 

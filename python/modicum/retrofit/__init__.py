@@ -1,4 +1,14 @@
-"""A pretrained model made cheaper: functions from one Hugging Face directory to another."""
+"""A pretrained model made cheaper: functions from one Hugging Face directory to another.
+
+>>> model = mo.load("in")
+>>> text = mo.retrofit.Calibration.from_text(model, "texts/")
+>>> plan = mo.retrofit.Plan(ffn=mo.retrofit.Ffn(3648), quantize=mo.retrofit.Quantize(bits=8))
+>>> print(mo.retrofit.estimate("in", plan, text))
+>>> report = mo.retrofit.run("in", "out", plan, calibration=text)
+
+Or ``mo.retrofit.plan("in", target=mo.retrofit.Target(bytes=300_000_000), calibration=text)`` finds the plan.
+The solvers (`merge_kv`, `refine_ffn`, `gptq`, `low_rank`, …) work on plain arrays, for layers of any model.
+"""
 
 from modicum._core import low_rank
 from modicum.retrofit import probes

@@ -127,7 +127,7 @@ class _Curve:
             for e, k in zip(errors[:-1], kls[:-1], strict=True)
             if last - e > 1e-12 * last
         ]
-        return kls[-1] + max(slopes[:1] + slopes[-1:], default=0.0) * (error - last)
+        return float(kls[-1] + max(slopes[:1] + slopes[-1:], default=0.0) * (error - last))
 
 
 @dataclass
@@ -171,7 +171,7 @@ class LossModel:
         total = sum(self.curves[kind](error) for kind, error in self.errors.of(plan).items())
         if plan.quantize and plan.quantize.head_bits is not None:
             total += self.heads[plan.quantize.head_bits]
-        return float(total + (KV_INT8_KL if kv_int8 else 0.0))
+        return total + (KV_INT8_KL if kv_int8 else 0.0)
 
     def to_dict(self) -> dict[str, Any]:
         """The curves, as JSON holds them."""

@@ -35,10 +35,12 @@ class Ffn:
 
 @dataclass(frozen=True)
 class Kv:
-    """Fewer key-value heads (grouped queries). `refit` is that of the output projection.
+    """Fewer key-value heads (grouped queries), and a cache that is as much smaller.
 
     Attributes
     ----------
+    kv_heads : the new number, a divisor of the old one.
+    refit : of the output projection.
     method : "complex_pca", or the baselines "procrustes" (Jin et al. 2024), "mean" (Ainslie et al. 2023) and
         "first".
     """
@@ -50,7 +52,10 @@ class Kv:
 
 @dataclass(frozen=True)
 class Depth:
-    """Layers first … first + count − 1 go; with a refit, the feed-forward layer before makes up for them."""
+    """Layers first … first + count − 1, counted from 0, go.
+
+    With a refit, the feed-forward layer before them makes up for what they did.
+    """
 
     first: int
     count: int = 1
@@ -59,7 +64,10 @@ class Depth:
 
 @dataclass(frozen=True)
 class Window:
-    """Some layers see only the last `window` positions."""
+    """Some layers, counted from 0, see only the last `window` positions.
+
+    `refit` is that of their output projections.
+    """
 
     window: int
     layers: tuple[int, ...]
@@ -118,6 +126,16 @@ class Plan:
     ffn: Ffn | None = None
     low_rank: LowRank | None = None
     quantize: Quantize | None = None
+
+    @property
+    def needs_text(self) -> bool:
+        """Whether anything is fitted: else a run goes without calibration."""
+        rounded = self.quantize
+        return (
+            any(edit is not None for edit in (self.kv, self.ffn, self.low_rank))
+            or any(edit is not None and edit.refit != "none" for edit in (self.depth, self.window))
+            or (rounded is not None and (rounded.rounding, rounded.scaling) != ("nearest", "none"))
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it, with a "schema"; edits that there are not are left out."""
@@ -184,7 +202,8 @@ def _quantize_words(edit: Quantize) -> str:
     if edit.scaling != "none":
         words += f" {edit.scaling}"
     if edit.layer_bits:
-        words += f" ({len(edit.layer_bits)} layers with other bits)"
+        count = len(edit.layer_bits)
+        words += f" ({count} layer{'s' if count > 1 else ''} with other bits)"
     return words + (f", head int{edit.head_bits}" if edit.head_bits else "")
 
 

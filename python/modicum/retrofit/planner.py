@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from modicum._core import InvalidArgument, ModelConfig
+from modicum._core import InvalidArgument, ModelConfig, Unsupported
 from modicum.model import Model, Progress
 from modicum.retrofit.calibration import Calibration
 from modicum.retrofit.candidates import Candidate, Space
@@ -73,6 +73,11 @@ def plan(
     if finalists < 1:
         raise InvalidArgument(f"[plan] finalists: expected at least 1, got {finalists}")
     model = source if isinstance(source, Model) else Model(source, threads=threads)
+    if model.quantization is not None:
+        raise Unsupported(
+            f"[plan] model: expected weights in floats, got {model.quantization}; start from the model that "
+            "it was made of"
+        )
     space = Space.of(model.config, target, kv_int8=kv_int8)
     speeds = _speeds(model, space, speed or target.tokens_per_second is not None, speed, scratch, progress)
     trials = Trials(

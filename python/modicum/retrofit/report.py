@@ -179,17 +179,14 @@ class Report:
 
         return body(self)
 
+    def __repr__(self) -> str:
+        return str(self)
+
     def headline(self) -> list[tuple[str, str, str]]:
         """What matters first, as (name, value, what it was before or how sure it is)."""
         rows: list[tuple[str, str, str]] = []
-        if (c := self.held_out) is not None:
-            change = 100 * (c.perplexity_ratio - 1)
-            rows.append(
-                ("perplexity", f"{c.student.value:.4g}", f"from {c.teacher.value:.4g}, {change:+.1f} %")
-            )
-            error = "" if c.kl_standard_error is None else f"± {c.kl_standard_error:.2g} nats a token"
-            rows.append(("KL from the source", f"{c.kl:.3g}", error or "nats a token"))
-            rows.append(("same likeliest token", f"{100 * c.top1_agreement:.1f} %", f"of {c.student.tokens}"))
+        if self.held_out is not None:
+            rows += _loss_rows(self.held_out)
         if self.bytes_by_kind:
             rows.append(("size", size(self.bytes_after), _from(size(self.bytes_before), self._share())))
         if (kv := self.kv_bytes_per_token_after) is not None:
@@ -208,16 +205,42 @@ class Report:
 
     def __str__(self) -> str:
         lines = [f"{self.source} -> {self.out}"]
-        lines += [f"  {name:<22}{value:>16}   {note}" for name, value, note in self.headline()]
+        lines += [_line(*row) for row in self.headline()]
         if self.held_out is None:
             lines.append("  what was lost was not measured")
         if self.second is not None:
-            lines.append(f"  {self.second_name or 'another text'}: {self.second}")
+            lines.append(f"  on {self.second_name or 'another text'}:")
+            lines += [_line(f"  {name}", value, note) for name, value, note in _loss_rows(self.second)]
+        if self.probes is not None and self.probes.results:
+            lines.append("  right answers to probes:")
+            lines += [_line(f"  {probe.name}", *_probe_cells(probe)) for probe in self.probes.results]
         if self.probes is not None:
-            lines += [f"  {line}" for line in str(self.probes).splitlines()]
+            lines += [f"    {name}: not asked: {why}" for name, why in self.probes.refused.items()]
         lines += [f"  warning: {text}" for text in self.warnings]
         lines += [f"  not checked: {text}" for text in self.not_checked]
         return "\n".join(lines)
+
+
+def _line(name: str, value: str, note: str) -> str:
+    return f"  {name:<24}{value:>14}   {note}".rstrip()
+
+
+def _loss_rows(c: Comparison) -> list[tuple[str, str, str]]:
+    change = 100 * (c.perplexity_ratio - 1)
+    error = "" if c.kl_standard_error is None else f"± {c.kl_standard_error:.2g} "
+    return [
+        ("perplexity", f"{c.student.value:.4g}", f"from {c.teacher.value:.4g}, {change:+.1f} %"),
+        ("KL from the source", f"{c.kl:.3g}", f"{error}nats a token"),
+        ("same likeliest token", f"{100 * c.top1_agreement:.1f} %", f"of {c.student.tokens} tokens"),
+    ]
+
+
+def _probe_cells(probe: Probe) -> tuple[str, str]:
+    before, chance = (f"{100 * score.accuracy:.1f} %" for score in (probe.before, probe.chance))
+    if not probe.able:
+        return "says nothing", f"{before} before is no better than chance, {chance}"
+    counts = f"of {probe.items} items {probe.lost} lost, {probe.gained} gained"
+    return f"{100 * probe.after.accuracy:.1f} %", f"from {before}, by chance {chance}; {counts}"
 
 
 def size(count: float) -> str:

@@ -30,10 +30,11 @@ gap:10px;margin:18px 0}
 .mo-report .wide{overflow-x:auto}
 .mo-report table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;
 font-size:14px;color:inherit}
-.mo-report th,.mo-report td{padding:4px 10px;text-align:right;border-bottom:1px solid var(--line);
+.mo-report th,.mo-report td{padding:4px 0 4px 12px;text-align:right;border-bottom:1px solid var(--line);
 background:none;color:inherit}
 .mo-report th{color:var(--soft);font-weight:500}.mo-report td:not(:first-child){white-space:nowrap}
-.mo-report th:first-child,.mo-report td:first-child{text-align:left;padding-left:0}
+.mo-report th:first-child,.mo-report td:first-child{text-align:left;padding-left:0;
+overflow-wrap:anywhere;min-width:7em}
 .mo-report .warn{border-left:3px solid var(--warn);padding:4px 12px;margin:8px 0}
 .mo-report .warn b{color:var(--warn)}
 .mo-report code{font:13px ui-monospace,monospace;overflow-wrap:anywhere}
@@ -70,7 +71,12 @@ def body(report: Report) -> str:
         _picture(
             "What the plan chose from", [p for p in report.frontier if p.loss is not None], frontier_svg
         ),
-        _picture("Share of each output that was lost, by layer", report.errors, edit_errors_svg),
+        # Rounding loses so much less than changes of shape that it is looked at last.
+        _picture(
+            "Share of each output that was lost, by layer",
+            sorted(report.errors, key=lambda e: e.edit == "quantize"),
+            edit_errors_svg,
+        ),
         _errors(report),
         _sizes(report),
         _speeds(report),
@@ -123,8 +129,8 @@ def _losses(report: Report) -> str:
         files = ", ".join(f"{_text(t.get('name'))} ({_text(t.get('sha256'))[:12]})" for t in p.texts)
         bos = "with BOS" if p.bos else "without BOS"
         text = (
-            f'<p class="soft">Sequences of {p.sequence_length} tokens {bos}, {p.tokens} tokens in all, each '
-            f"predicted from those before it in its sequence. Texts: {html.escape(files) or 'not told'}. "
+            f'<p class="soft path">Sequences of {p.sequence_length} tokens {bos}, {p.tokens} tokens in all, '
+            f"each predicted from those before it in its sequence. Texts: {html.escape(files) or 'not told'}. "
             "Perplexities of other lengths or texts cannot be compared with these.</p>"
         )
     return f"<h2>What was lost</h2>{_table(heads, rows)}{text}"

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from modicum import _core
 from modicum._core import InvalidArgument
 from modicum.model import Progress, load
+from modicum.progress import duration
 from modicum.retrofit import probes as probing
 from modicum.retrofit.calibration import Calibration
 from modicum.retrofit.compare import compare
@@ -41,9 +42,12 @@ class Estimate:
 
     Attributes
     ----------
+    in_bytes, out_bytes : of all weights of the source and of the result.
+    kv_bytes_per_token_before, kv_bytes_per_token_after : of keys and values in all layers, in bf16.
     memory_bytes : private memory at most, beside the mapped checkpoint.
-    disk_bytes : beside the output, until the end.
-    seconds : from the speed of this machine's products, measured just now; within a factor of two.
+    disk_bytes : of temporary files beside the output, until the end.
+    seconds : of the fits, without the comparison afterwards; from the speed of this machine's products,
+        measured just now, and within a factor of two.
     """
 
     in_bytes: int
@@ -62,7 +66,7 @@ class Estimate:
                 f"KV / token  {kv}",
                 f"memory      {self.memory_bytes / 1e6:,.0f} MB beside the mapped weights",
                 f"disk        {self.disk_bytes / 1e6:,.0f} MB until the end, beside the output",
-                f"time        about {self.seconds / 60:,.1f} minutes",
+                f"time        about {duration(self.seconds)}",
             ]
         )
 
@@ -74,9 +78,14 @@ def open_solver() -> str:
     return _core.solver()
 
 
-def _tokens(calibration: Calibration | None) -> tuple[npt.NDArray[np.int32], int]:
+def _tokens(plan: Plan, calibration: Calibration | None) -> tuple[npt.NDArray[np.int32], int]:
     """All sequences, and how many of them, the last, are held out."""
     if calibration is None:
+        if plan.needs_text:
+            raise InvalidArgument(
+                f"[retrofit] calibration: expected text to fit “{plan}” on, got none; give text of the kind "
+                "that the model is used for"
+            )
         return np.zeros((0, 1), np.int32), 0
     return np.concatenate([calibration.sequences, calibration.held_out]), len(calibration.held_out)
 
@@ -106,7 +115,7 @@ def estimate(
     """What :func:`run` would need; raises what it would raise before it begins."""
     open_solver()
     plan = as_plan(plan)
-    tokens, held_out = _tokens(calibration)
+    tokens, held_out = _tokens(plan, calibration)
     facts = _core.retrofit_estimate(source, plan.to_json(), tokens, held_out=held_out)
     model = load(source)
     config = model.config
@@ -171,7 +180,7 @@ def run(
     """
     plan = as_plan(plan)
     solver = open_solver()
-    tokens, held_out = _tokens(calibration)
+    tokens, held_out = _tokens(plan, calibration)
     with _peak_memory() as memory:
         facts = _core.retrofit_run(
             source,
