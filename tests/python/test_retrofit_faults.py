@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Retrofits that cannot be done, are stopped, killed, or have no room: a clear word, and nothing half done."""
+"""Retrofits that cannot be done, are stopped, killed, or have no room: a clear word and nothing half-done."""
 
 from __future__ import annotations
 
