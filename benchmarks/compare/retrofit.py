@@ -103,7 +103,9 @@ class Subject:
         texts = texts_of(folder, options.calibration, options.evaluation)
         self.stream = encode(tokenizer, texts.calibration, begin)
         judged = encode(tokenizer, texts.evaluation, begin)
-        rows = windows(judged, self.length, begin)[: max(1, options.evaluation_tokens // self.length)]
+        rows = windows(judged, self.length, begin)
+        wanted = min(len(rows), max(1, options.evaluation_tokens // self.length))
+        rows = rows[[at * len(rows) // wanted for at in range(wanted)]]  # from all over the text
         self.begin, self.loaded = begin, load(folder)
         self.judge = Judge(self.loaded, rows)
         self.perplexity = self.judge.quality(self.loaded).perplexity

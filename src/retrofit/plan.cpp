@@ -134,7 +134,14 @@ void check_ffn(const FfnEdit& edit, const ModelConfig& config) {
   }
 }
 
+/// Of an output projection there is one matrix: nothing to alternate with.
+void check_output_refit(const char* edit, Refit refit) {
+  if (refit == Refit::alternating)
+    refuse(std::string(edit) + ".refit", "least_squares or none", "alternating");
+}
+
 void check_kv(const KvEdit& edit, const ModelConfig& config) {
+  check_output_refit("kv", edit.refit);
   if (edit.kv_heads == 0 || edit.kv_heads >= config.num_key_value_heads ||
       config.num_key_value_heads % edit.kv_heads != 0) {
     refuse("kv.kv_heads", "a divisor of " + std::to_string(config.num_key_value_heads) + ", and smaller",
@@ -161,6 +168,7 @@ void check_depth(const DepthEdit& edit, const ModelConfig& config) {
 }
 
 void check_window(const WindowEdit& edit, const ModelConfig& config) {
+  check_output_refit("window", edit.refit);
   if (edit.window == 0 || edit.window >= config.max_position_embeddings) {
     refuse("window.window", "1 to " + std::to_string(config.max_position_embeddings - 1),
            std::to_string(edit.window));

@@ -321,6 +321,7 @@ def test_methods_that_read_no_text_run_once_and_others_for_each_seed(
         "ReplaceMe": 2,
         "modicum, no refit": 1,
         "modicum least squares": 2,
+        "modicum alternating": 2,
     }
     assert found.rows[0].reason == "no --tools given"
     bare, drop = found.row("modicum, no refit"), found.row("drop")

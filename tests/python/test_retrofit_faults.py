@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Retrofits that cannot be done, are stopped, killed, or run out of room: a clear word, and nothing half done."""
+"""Retrofits that cannot be done, are stopped, killed, or have no room: a clear word and nothing half-done."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

@@ -30,7 +30,6 @@ from retrofitted import (  # noqa: E402
     tensors_of,
     write_source,
 )
-from tiny import write_tiny_model  # noqa: E402
 
 KINDS = ("Llama", "Qwen2", "Mistral")
 
@@ -336,15 +335,15 @@ def test_an_estimate_reads_like_a_bill(sources: dict[str, Path], tmp_path: Path)
 
 @pytest.fixture(scope="module")
 def stories(data: Path) -> tuple[Path, Any]:
-    """stories260K with 1 + 10 k tokens of its own kind of text."""
+    """stories260K with 8 k tokens of its own kind of text."""
     source = data / "models" / "stories260K"
     path = data / "corpora" / "tinystories" / "tinystories_cased.txt"
     for needed in (source / "config.json", path):
         if not needed.is_file():
             pytest.skip(f"{needed.name} is absent")
     tokenizer = mo.load(source).tokenizer
-    ids = tokenizer.encode(path.read_text(encoding="utf-8")[:120_000])[: 96 * 128]
-    return source, calibration_of(np.reshape(ids, (96, 128)), 24)
+    ids = tokenizer.encode(path.read_text(encoding="utf-8")[:60_000])[: 96 * 128]
+    return source, calibration_of(np.reshape(ids, (64, 128)), 16)
 
 
 def loss_increase(source: Path, out: Path, calibration: Any) -> float:

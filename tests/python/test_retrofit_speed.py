@@ -65,7 +65,8 @@ def test_a_quantised_shape_has_its_format_and_goes_after_use(tmp_path: Path) -> 
     shape = Shape(CONFIG, Format(4, head="int8"))
     with temporary_checkpoint(shape, scratch=tmp_path) as folder:
         assert tmp_path in folder.parents
-        assert mo.load(folder).quantization == "int4 by groups of 32, int8 by groups of 32"
+        formats = (mo.load(folder).quantization or "").split(", ")
+        assert sorted(formats) == ["int4 by groups of 32", "int8 by groups of 32"]
     assert not list(tmp_path.iterdir())
     with (
         pytest.raises(mo.IoError, match="expected a folder"),

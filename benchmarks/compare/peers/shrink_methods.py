@@ -79,7 +79,6 @@ METHODS = (
     Method("Procrustes, search", "kv", "baseline", _call("kv_procrustes", search=True)),
     Method("modicum, no refit", "kv", "modicum", _kv(refit="none")),
     Method("modicum least squares", "kv", "modicum", _kv(refit="least_squares"), "modicum, no refit"),
-    Method("modicum alternating", "kv", "modicum", _kv(refit="alternating"), "modicum, no refit"),
     Method("nearest", "bits", "baseline", _call("rtn", group=GROUP), reads=False),
     Method("llm-compressor GPTQ", "bits", "llm-compressor", _call("gptq", group=GROUP), only=_four),
     Method("llm-compressor AWQ", "bits", "llm-compressor", _call("awq", group=GROUP), only=_four),
@@ -105,6 +104,7 @@ METHODS = (
     Method("ReplaceMe", "depth", "baseline", _call("depth_replace_me")),
     Method("modicum, no refit", "depth", "modicum", _depth(refit="none"), reads=False),
     Method("modicum least squares", "depth", "modicum", _depth(refit="least_squares"), "modicum, no refit"),
+    Method("modicum alternating", "depth", "modicum", _depth(refit="alternating"), "modicum, no refit"),
 )
 
 

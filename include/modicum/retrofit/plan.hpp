@@ -17,7 +17,7 @@ namespace modicum::retrofit {
 /// What makes up for something that was taken away.
 enum class Refit {
   least_squares,  ///< the matrix that follows, fitted anew against the original's output
-  alternating,    ///< of a feed-forward layer all three matrices, in turns; elsewhere as least_squares
+  alternating,    ///< of a feed-forward layer all three matrices, in turns
   none,
 };
 

@@ -33,7 +33,7 @@ struct RidgeFit {
 RidgeFit ridge_select(const Moments& moments, const Moments& held_out, const linalg::Matrix& w0,
                       std::span<const double> candidates);
 
-/// 1e-5 … 1, what `run` chooses from.
+/// 1e-5 … 0.1, what `run` chooses from.
 std::span<const double> default_dampings();
 
 }  // namespace modicum::retrofit

@@ -47,7 +47,7 @@ class Kv:
 
     kv_heads: int
     method: Literal["complex_pca", "procrustes", "mean", "first"] = "complex_pca"
-    refit: Refit = "least_squares"
+    refit: Literal["least_squares", "none"] = "least_squares"
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Window:
 
     window: int
     layers: tuple[int, ...]
-    refit: Refit = "least_squares"
+    refit: Literal["least_squares", "none"] = "least_squares"
 
 
 @dataclass(frozen=True)
