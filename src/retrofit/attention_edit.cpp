@@ -83,7 +83,7 @@ void LayerEditor::edit_output(Step& step, const ActivationFile& goal) {
       gathering.of(chunk).add(pool_, pass.heads.data(), t.rows.data(), chunk.rows, t.factors);
     }
     const FitMoments moments = finished(gathering);
-    const char* const edit = plan_.kv ? "kv" : windowed(step.layer) ? "window" : "quantize";
+    const char* const edit = plan_.kv ? "kv" : windowed(step.layer) ? "window" : "refit";
     fit(step, Linear::o, edit, true, widened(step.student.weights().o.weight), moments);
     if (calibrated_rounding()) round_linear(step, Linear::o, &moments.fitted.gram);
   }

@@ -134,7 +134,7 @@ void LayerEditor::edit_down(Step& step, const ActivationFile& goal) {
     gathering.of(chunk).add(pool_, pass.inner.data(), t.rows.data(), chunk.rows, t.factors);
   }
   const FitMoments moments = finished(gathering);
-  fit(step, Linear::down, "quantize", true, widened(step.student.weights().down.weight), moments);
+  fit(step, Linear::down, "refit", true, widened(step.student.weights().down.weight), moments);
   round_linear(step, Linear::down, &moments.fitted.gram);
 }
 

@@ -29,10 +29,10 @@ struct CalibrationTokens {
 /// Shares of the energy of what an edit had to reproduce: Σ w ‖t − t'‖² ÷ Σ w ‖t‖².
 struct EditError {
   std::size_t layer = 0;  ///< of the source
-  std::string edit;       ///< "ffn", "kv", "window", "depth", "quantize", "low_rank"
-  std::string module;     ///< "mlp.down_proj", …
-  double before = 0;      ///< without its compensation
-  double after = 0;       ///< with it
+  std::string edit;  ///< "ffn", "kv", "window", "depth", "quantize", "low_rank"; "refit": for integers before
+  std::string module;  ///< "mlp.down_proj", …
+  double before = 0;   ///< without its compensation
+  double after = 0;    ///< with it
   double held_out_before = 0;
   double held_out_after = 0;
   double damping = 0;  ///< of the fit, relative to the mean of the Gram matrix's diagonal
@@ -44,8 +44,8 @@ struct RunEstimate {
   std::uint64_t disk_bytes = 0;    ///< beside the output, until the end
   std::uint64_t out_bytes = 0;     ///< weights of the output
   std::uint64_t in_bytes = 0;
-  double pass_operations = 0;      ///< multiply-adds of reading the text, with its statistics
-  double solve_operations = 0;     ///< and of the fits, in f64
+  double pass_operations = 0;   ///< multiply-adds of reading the text, with its statistics
+  double solve_operations = 0;  ///< and of the fits, in f64
 };
 
 struct RunOptions {

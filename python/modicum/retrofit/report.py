@@ -44,7 +44,7 @@ class EditError:
     Attributes
     ----------
     layer : of the source.
-    edit : "ffn", "kv", "window", "depth", "quantize", "low_rank".
+    edit : "ffn", "kv", "window", "depth", "quantize", "low_rank"; "refit", what makes up for integers before.
     module : "mlp.down_proj", …
     before, after : Σ w ‖t − t'‖² ÷ Σ w ‖t‖² on calibration text, without and with compensation.
     held_out_before, held_out_after : the same on text that the fit did not see.
