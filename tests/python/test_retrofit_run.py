@@ -342,7 +342,7 @@ def stories(data: Path) -> tuple[Path, Any]:
         if not needed.is_file():
             pytest.skip(f"{needed.name} is absent")
     tokenizer = mo.load(source).tokenizer
-    ids = tokenizer.encode(path.read_text(encoding="utf-8")[:60_000])[: 96 * 128]
+    ids = tokenizer.encode(path.read_text(encoding="utf-8")[:60_000])[: 64 * 128]
     return source, calibration_of(np.reshape(ids, (64, 128)), 16)
 
 
