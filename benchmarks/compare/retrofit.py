@@ -94,7 +94,7 @@ class Subject:
         from modicum.retrofit.calibration import bos_tokens
         from peers.shrink_quality import Judge, windows
 
-        self.folder, self.options = folder, options
+        self.folder, self.options = folder.resolve(), options  # workers run in another folder
         self.name = "demo" if folder.name == "model" else folder.name
         self.config = json.loads((folder / "config.json").read_text("utf-8"))
         model = mo.load(folder, threads=1)

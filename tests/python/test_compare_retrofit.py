@@ -328,6 +328,20 @@ def test_methods_that_read_no_text_run_once_and_others_for_each_seed(
     assert bare and drop and bare.runs[0].kl == pytest.approx(drop.runs[0].kl, rel=1e-4)
 
 
+def test_a_relative_path_is_one_from_here(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers run elsewhere; the model is looked for where the command was given."""
+    (tmp_path / "a.txt").write_text("a\n\nb", encoding="utf-8")
+    monkeypatch.chdir(folder.parent)
+    monkeypatch.setattr(retrofit, "encode", lambda *_: list(range(3, 150)))
+    monkeypatch.setattr("modicum.Model.tokenizer", None)
+    options = retrofit.parse(
+        ["--calibration", str(tmp_path / "a.txt"), "--length", "32", "--evaluation-tokens", "64"]
+    )
+    assert retrofit.Subject(Path("tiny"), options).folder == folder.resolve()
+
+
 def test_who_does_not_start_fails_each_time_and_stops_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retrofit, "ShrinkWorker", InThisProcess)
     contestants = retrofit.Contestants(retrofit.parse(["--tools", "python"]))
