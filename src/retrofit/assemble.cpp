@@ -98,15 +98,15 @@ void append(CheckpointWriter& writer, const Output& output, std::uint64_t& done,
   }
 }
 
-std::uint64_t default_shard_bytes(const Checkpoint& from) {
+}  // namespace
+
+std::uint64_t shard_bytes_of(const Checkpoint& from) {
   std::uint64_t largest = 0;
   for (const SafetensorsFile& file : from.files()) {
     largest = std::max<std::uint64_t>(largest, file.file().bytes().size());
   }
   return from.files().size() > 1 ? largest : std::uint64_t{5} << 30;
 }
-
-}  // namespace
 
 std::vector<std::string> stored_order(const Checkpoint& from) {
   std::vector<std::string> order;
@@ -132,7 +132,7 @@ std::uint64_t assemble(const Checkpoint& from, const fs::path& to, const Plan& p
     specs.push_back(output.spec);
     total += output.size;
   }
-  CheckpointWriter writer(to, std::move(specs), shard_bytes != 0 ? shard_bytes : default_shard_bytes(from));
+  CheckpointWriter writer(to, std::move(specs), shard_bytes != 0 ? shard_bytes : shard_bytes_of(from));
   for (const Output& output : assembly.outputs()) append(writer, output, done, total, progress);
   writer.commit();
   copy_other_files(from.directory(), to, kOp);

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <optional>
+
 #include <modicum/retrofit/kv_merge.hpp>
 
 #include "attention_weights.hpp"
@@ -42,28 +44,18 @@ void LayerEditor::merge_heads(Step& step, const KvStatistics& statistics) {
 void LayerEditor::edit_attention_inputs(Step& step) {
   const HeadShape shape{config_.num_attention_heads, config_.num_key_value_heads, config_.head_dim};
   KvStatistics heads(shape);
-  SecondMoments inputs;
-  ChannelMagnitudes magnitudes;
-  if (calibrated_rounding()) {
-    inputs = SecondMoments(config_.hidden_size, 0, weights_.dtype, chunks_.rows(false));
-    magnitudes = ChannelMagnitudes(config_.hidden_size);
-  }
+  std::optional<InputStatistics> inputs;
+  if (calibrated_rounding()) inputs.emplace(config_.hidden_size, weights_.dtype, chunks_);
   LayerPass pass = pass_of(config_);
   for (const Chunk& chunk : chunks_.list()) {
     if (chunk.held_out) continue;
     tell(chunk, Phase::inputs);
     pass.project(step.student.weights(), student_row(chunk.first_row), chunk.sequences);
     if (plan_.kv) heads.update(pool_, pass.q.data(), pass.k.data(), pass.v.data(), chunk.rows);
-    if (!calibrated_rounding()) continue;
-    inputs.add(pool_, pass.attention_input.data(), nullptr, chunk.rows);
-    magnitudes.add(pass.attention_input.data(), chunk.rows);
+    if (inputs) inputs->add(pool_, pass.attention_input.data(), chunk.rows);
   }
   if (plan_.kv) merge_heads(step, heads);
-  if (!calibrated_rounding()) return;
-  inputs.finish(pool_);
-  linalg::Matrix gram = std::move(inputs).moments().gram / static_cast<double>(magnitudes.rows());
-  fold_scales(step, {Linear::q, Linear::k, Linear::v}, gram, magnitudes);
-  for (const Linear linear : {Linear::q, Linear::k, Linear::v}) round_linear(step, linear, &gram);
+  if (inputs) round_inputs(step, {Linear::q, Linear::k, Linear::v}, *inputs);
 }
 
 void LayerEditor::edit_output(Step& step, const ActivationFile& goal) {

@@ -72,6 +72,13 @@ void LayerEditor::refine(Step& step, const RefineRows& rows) {
                          .held_out_after = report.held_out_after});
 }
 
+LayerEditor::Targets LayerEditor::gather_inner(const Step& step, const LayerPass& pass, const Chunk& chunk,
+                                               const ActivationFile& goal, Gathering& gathering) {
+  Targets t = targets(goal.row(chunk.first_row), pass.middle.data(), step.student.weights().down, chunk.rows);
+  gathering.of(chunk).add(pool_, pass.inner.data(), t.rows.data(), chunk.rows, t.factors);
+  return t;
+}
+
 void LayerEditor::edit_ffn(Step& step, const ActivationFile& goal) {
   const bool shapes = narrows_or_bridges(step.index);
   const bool calibrated = calibrated_rounding();
@@ -80,42 +87,31 @@ void LayerEditor::edit_ffn(Step& step, const ActivationFile& goal) {
     ModelConfig wide = planned_;
     wide.intermediate_size = config_.intermediate_size;
     LayerPass pass = pass_of(wide);
-    Gathering gathering(config_.intermediate_size, config_.hidden_size, weights_.dtype, chunks_);
-    SecondMoments inputs;
-    ChannelMagnitudes magnitudes;
-    if (calibrated) {
-      inputs = SecondMoments(config_.hidden_size, 0, weights_.dtype, chunks_.rows(false));
-      magnitudes = ChannelMagnitudes(config_.hidden_size);
-    }
+    std::optional<Gathering> gathering;
+    if (shapes) gathering.emplace(config_.intermediate_size, config_.hidden_size, weights_.dtype, chunks_);
+    std::optional<InputStatistics> inputs;
+    if (calibrated) inputs.emplace(config_.hidden_size, weights_.dtype, chunks_);
     std::optional<RefineRows> rows;
     if (alternates(step.index)) rows.emplace(*this);
     for (const Chunk& chunk : chunks_.list()) {
       tell(chunk, Phase::ffn);
       read_inner(step, pass, chunk);
-      const Targets t =
-          targets(goal.row(chunk.first_row), pass.middle.data(), step.student.weights().down, chunk.rows);
-      gathering.of(chunk).add(pool_, pass.inner.data(), t.rows.data(), chunk.rows, t.factors);
-      if (rows) rows->add(pass, goal.row(chunk.first_row), chunk, config_.hidden_size, t.factors);
-      if (!calibrated || chunk.held_out) continue;
-      inputs.add(pool_, pass.ffn_input.data(), nullptr, chunk.rows);
-      magnitudes.add(pass.ffn_input.data(), chunk.rows);
+      if (gathering) {
+        const Targets t = gather_inner(step, pass, chunk, goal, *gathering);
+        if (rows) rows->add(pass, goal.row(chunk.first_row), chunk, config_.hidden_size, t.factors);
+      }
+      if (inputs && !chunk.held_out) inputs->add(pool_, pass.ffn_input.data(), chunk.rows);
     }
-    FitMoments moments = finished(gathering);
-    if (plan_.ffn) narrow(step, moments);
-    if (shapes) {
+    if (gathering) {
+      FitMoments moments = finished(*gathering);
+      if (plan_.ffn) narrow(step, moments);
       const bool refit =
           bridges(step.index) ? plan_.depth->refit != Refit::none : plan_.ffn->refit != Refit::none;
       fit(step, Linear::down, plan_.ffn ? "ffn" : "depth", refit, widened(step.student.weights().down.weight),
           moments);
     }
-    moments = {};  // as large as what the refinement takes
     if (rows) refine(step, *rows);
-    if (calibrated) {
-      inputs.finish(pool_);
-      linalg::Matrix gram = std::move(inputs).moments().gram / static_cast<double>(magnitudes.rows());
-      fold_scales(step, {Linear::gate, Linear::up}, gram, magnitudes);
-      for (const Linear linear : {Linear::gate, Linear::up}) round_linear(step, linear, &gram);
-    }
+    if (inputs) round_inputs(step, {Linear::gate, Linear::up}, *inputs);
   }
   if (calibrated) return edit_down(step, goal);
   if (!plan_.quantize) return;
@@ -129,9 +125,7 @@ void LayerEditor::edit_down(Step& step, const ActivationFile& goal) {
   for (const Chunk& chunk : chunks_.list()) {
     tell(chunk, Phase::down);
     read_inner(step, pass, chunk);
-    const Targets t =
-        targets(goal.row(chunk.first_row), pass.middle.data(), step.student.weights().down, chunk.rows);
-    gathering.of(chunk).add(pool_, pass.inner.data(), t.rows.data(), chunk.rows, t.factors);
+    gather_inner(step, pass, chunk, goal, gathering);
   }
   const FitMoments moments = finished(gathering);
   fit(step, Linear::down, "refit", true, widened(step.student.weights().down.weight), moments);

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <initializer_list>
 #include <map>
 #include <string>
 #include <vector>
@@ -56,6 +57,7 @@ class LayerEditor {
     Moments held_out;
   };
   struct Gathering;
+  struct InputStatistics;
   /// Rows of goal − have, and the factors that make their errors relative to the goal.
   struct Targets {
     std::vector<float> rows;
@@ -116,6 +118,9 @@ class LayerEditor {
   bool alternates(std::size_t step) const;
   void narrow(Step& step, FitMoments& moments);
   void refine(Step& step, const RefineRows& rows);
+  /// Adds a chunk that `pass` has read to the moments of the down projection.
+  Targets gather_inner(const Step& step, const LayerPass& pass, const Chunk& chunk,
+                       const ActivationFile& goal, Gathering& gathering);
   void edit_down(Step& step, const ActivationFile& goal);
 
   // Factors (low_rank_edit.cpp).
@@ -128,6 +133,8 @@ class LayerEditor {
   /// Scales of the channels that `linears` read, folded into the norm before them and into `gram`.
   void fold_scales(Step& step, std::initializer_list<Linear> linears, linalg::Matrix& gram,
                    const ChannelMagnitudes& magnitudes);
+  /// Layers that share an input: their scales folded, then rounded.
+  void round_inputs(Step& step, std::initializer_list<Linear> linears, InputStatistics& inputs);
   void round_linear(Step& step, Linear linear, const linalg::Matrix* gram);
 
   const Checkpoint& from_;
@@ -159,6 +166,24 @@ struct LayerEditor::Gathering {
       : fitted(inputs, targets, dtype, chunks.rows(false)),
         held_out(inputs, targets, dtype, chunks.rows(true)) {}
   SecondMoments& of(const Chunk& chunk) { return chunk.held_out ? held_out : fitted; }
+};
+
+/// What is known of an input when the layers that read it are rounded.
+struct LayerEditor::InputStatistics {
+  SecondMoments moments;
+  ChannelMagnitudes magnitudes;
+
+  InputStatistics(std::size_t width, DType dtype, const Chunks& chunks)
+      : moments(width, 0, dtype, chunks.rows(false)), magnitudes(width) {}
+  void add(ThreadPool& pool, const float* x, std::size_t rows) {
+    moments.add(pool, x, nullptr, rows);
+    magnitudes.add(x, rows);
+  }
+  /// Takes the moments.
+  linalg::Matrix mean_gram(ThreadPool& pool) {
+    moments.finish(pool);
+    return std::move(moments).moments().gram / static_cast<double>(magnitudes.rows());
+  }
 };
 
 }  // namespace modicum::retrofit

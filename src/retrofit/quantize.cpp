@@ -14,6 +14,7 @@
 #include <modicum/retrofit/round.hpp>
 
 #include "../base/quote.hpp"
+#include "assemble.hpp"
 #include "copy_files.hpp"
 #include "packed_linear.hpp"
 #include "quantize_plan.hpp"
@@ -112,7 +113,7 @@ class Writer {
     });
     for (TensorSpec& spec : late) late_names_.push_back(spec.name);
     specs.insert(specs.end(), std::make_move_iterator(late.begin()), std::make_move_iterator(late.end()));
-    writer_.emplace(to, std::move(specs), shard_bytes());
+    writer_.emplace(to, std::move(specs), shard_bytes_of(from));
   }
 
   void write(const QuantizeStep& step) {
@@ -158,16 +159,6 @@ class Writer {
   static bool is_late(const TensorSpec& spec) {
     const bool integers = spec.name.ends_with(".weight_packed") || spec.dtype == "I8";
     return size_of_spec(spec) % kAlignment != 0 && !integers;
-  }
-
-  /// A source of one file becomes one file (of up to 5 GB, as everywhere), shards become shards of their
-  /// size.
-  std::uint64_t shard_bytes() const {
-    std::uint64_t largest = 0;
-    for (const SafetensorsFile& file : from_.files()) {
-      largest = std::max<std::uint64_t>(largest, file.file().bytes().size());
-    }
-    return from_.files().size() > 1 ? largest : std::uint64_t{5} << 30;
   }
 
   Tally& tally_of(const std::string& kind) {

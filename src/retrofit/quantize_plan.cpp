@@ -14,6 +14,7 @@
 #include "../base/quote.hpp"
 #include "assemble.hpp"
 #include "packed_linear.hpp"
+#include "student_layer.hpp"
 
 namespace modicum::retrofit {
 namespace {
@@ -28,26 +29,17 @@ void check_options(const QuantizeOptions& options) {
 
 /// The linear layers of each decoder layer by the name of their tensor.
 std::map<std::string, QuantizeStep, std::less<>> linear_layers(const ModelConfig& config) {
-  struct Shape {
-    const char* block;
-    const char* kind;
-    std::size_t rows, cols;
-  };
-  const std::size_t hidden = config.hidden_size;
-  const Shape shapes[] = {{"self_attn", "q_proj", config.query_width(), hidden},
-                          {"self_attn", "k_proj", config.kv_width(), hidden},
-                          {"self_attn", "v_proj", config.kv_width(), hidden},
-                          {"self_attn", "o_proj", hidden, config.query_width()},
-                          {"mlp", "gate_proj", config.intermediate_size, hidden},
-                          {"mlp", "up_proj", config.intermediate_size, hidden},
-                          {"mlp", "down_proj", hidden, config.intermediate_size}};
   std::map<std::string, QuantizeStep, std::less<>> layers;
   for (std::size_t i = 0; i < config.num_hidden_layers; ++i) {
-    for (const Shape& shape : shapes) {
-      const std::string module = "model.layers." + std::to_string(i) + "." + shape.block + "." + shape.kind;
+    for (const Linear linear : kLinears) {
+      const std::string module = "model.layers." + std::to_string(i) + "." + std::string(module_of(linear));
       const std::string source = module + ".weight";
-      layers[source] = {
-          .source = source, .module = module, .kind = shape.kind, .rows = shape.rows, .cols = shape.cols};
+      const auto [rows, cols] = shape_of(config, linear);
+      layers[source] = {.source = source,
+                        .module = module,
+                        .kind = module.substr(module.rfind('.') + 1),
+                        .rows = rows,
+                        .cols = cols};
     }
   }
   return layers;

@@ -77,6 +77,12 @@ void LayerEditor::fold_scales(Step& step, std::initializer_list<Linear> linears,
   divide_gram(gram, scales);
 }
 
+void LayerEditor::round_inputs(Step& step, std::initializer_list<Linear> linears, InputStatistics& inputs) {
+  linalg::Matrix gram = inputs.mean_gram(pool_);
+  fold_scales(step, linears, gram, inputs.magnitudes);
+  for (const Linear linear : linears) round_linear(step, linear, &gram);
+}
+
 void LayerEditor::round_linear(Step& step, Linear linear, const linalg::Matrix* gram) {
   const WeightView weight = weights_of(step.student.weights(), linear).weight;
   if (!rounds(weight.cols)) return;

@@ -74,16 +74,13 @@ std::vector<NewTensor> rounded_head(const Checkpoint& from, const QuantizeEdit& 
   for (TensorSpec& spec : packed_specs(module, head.rows, head.cols, from.info(source).dtype)) {
     tensors.push_back({std::move(spec), {}});
   }
-  std::vector<float> rows;
   for (std::size_t first = 0; first < head.rows; first += kRows) {
     const std::size_t count = std::min(kRows, head.rows - first);
-    rows.resize(count * head.cols);
-    dispatch(head.dtype, [&](auto tag) {
-      const auto* data = static_cast<const decltype(tag)*>(head.data) + first * head.cols;
-      for (std::size_t i = 0; i < rows.size(); ++i) rows[i] = to_f32(data[i]);
-    });
+    WeightView some = head;
+    some.data = static_cast<const std::byte*>(head.data) + first * head.cols * size_of(head.dtype);
+    some.rows = count;
     const RoundOptions options{.bits = module.bits, .group = module.group, .scale_dtype = head.dtype};
-    RoundedMatrix part = round_nearest(rows, count, head.cols, options, nullptr, pool);
+    RoundedMatrix part = round_nearest(floats_of(some), count, head.cols, options, nullptr, pool);
     part.rows = head.rows;  // the shape that is stored is the whole's
     const std::vector<std::vector<std::byte>> bytes = pack_linear(part, head.dtype);
     for (std::size_t i = 0; i < 2; ++i) {
@@ -127,7 +124,9 @@ RunReport run(const Checkpoint& from, const fs::path& to, const Plan& plan,
   report.resumed_layers = editor.resumed();
   if (plan.quantize && plan.quantize->head_bits) {
     const std::size_t step = from.config().num_hidden_layers;
-    records[step] = journal.save(step, rounded_head(from, *plan.quantize, pool), {}, true);
+    std::optional<LayerRecord> head = journal.find(step);
+    if (!head) head = journal.save(step, rounded_head(from, *plan.quantize, pool), {}, true);
+    records[step] = std::move(*head);
   }
   for (const auto& [layer, record] : records) {
     report.errors.insert(report.errors.end(), record.errors.begin(), record.errors.end());
