@@ -11,8 +11,8 @@
 #include <modicum/decode/tree_step_model.hpp>
 #include <modicum/io/checkpoint.hpp>
 #include <modicum/linalg/dense.hpp>
+#include <modicum/model/compare.hpp>
 #include <modicum/model/model.hpp>
-#include <modicum/retrofit/compare.hpp>
 #include <modicum/retrofit/ffn_refine.hpp>
 #include <modicum/retrofit/gptq.hpp>
 #include <modicum/retrofit/kv_merge.hpp>

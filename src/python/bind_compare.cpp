@@ -6,7 +6,7 @@ namespace {
 
 using Sequences = py::array_t<TokenId, py::array::c_style | py::array::forcecast>;
 
-py::dict as_dict(const retrofit::Perplexity& p) {
+py::dict as_dict(const Perplexity& p) {
   py::dict d;
   d["sequences"] = p.sequences;
   d["tokens"] = p.tokens;
@@ -31,10 +31,10 @@ py::dict compare(const Model& teacher, const Model& student, const Sequences& se
                  const py::object& progress) {
   const Progress callback = python_progress(progress);
   const auto [ids, length] = ids_of(sequences);
-  retrofit::Comparison result;
+  Comparison result;
   {
     const py::gil_scoped_release release;
-    result = retrofit::compare(teacher.transformer(), student.transformer(), ids, length, {}, callback);
+    result = compare(teacher.transformer(), student.transformer(), ids, length, {}, callback);
   }
   py::dict d;
   d["teacher"] = as_dict(result.teacher);
@@ -51,10 +51,10 @@ py::dict compare(const Model& teacher, const Model& student, const Sequences& se
 py::dict perplexity(const Model& model, const Sequences& sequences, const py::object& progress) {
   const Progress callback = python_progress(progress);
   const auto [ids, length] = ids_of(sequences);
-  retrofit::Perplexity result;
+  Perplexity result;
   {
     const py::gil_scoped_release release;
-    result = retrofit::perplexity(model.transformer(), ids, length, {}, callback);
+    result = perplexity(model.transformer(), ids, length, {}, callback);
   }
   return as_dict(result);
 }

@@ -7,7 +7,8 @@
 #include <string_view>
 #include <utility>
 
-#include "copy_files.hpp"
+#include "../io/checkpoint_layout.hpp"
+#include "../io/copy_files.hpp"
 #include "standard_form.hpp"
 
 namespace modicum::retrofit {
@@ -99,28 +100,6 @@ void append(CheckpointWriter& writer, const Output& output, std::uint64_t& done,
 }
 
 }  // namespace
-
-std::uint64_t shard_bytes_of(const Checkpoint& from) {
-  std::uint64_t largest = 0;
-  for (const SafetensorsFile& file : from.files()) {
-    largest = std::max<std::uint64_t>(largest, file.file().bytes().size());
-  }
-  return from.files().size() > 1 ? largest : std::uint64_t{5} << 30;
-}
-
-std::vector<std::string> stored_order(const Checkpoint& from) {
-  std::vector<std::string> order;
-  for (const SafetensorsFile& file : from.files()) {
-    std::vector<std::pair<std::uint64_t, std::string>> names;
-    for (const auto& [name, info] : file.header().tensors) {
-      const bool used = from.contains(name) && from.bytes(name).data() == file.bytes(name).data();
-      if (used) names.emplace_back(info.begin, name);
-    }
-    std::sort(names.begin(), names.end());
-    for (auto& [begin, name] : names) order.push_back(std::move(name));
-  }
-  return order;
-}
 
 std::uint64_t assemble(const Checkpoint& from, const fs::path& to, const Plan& plan,
                        const std::map<std::size_t, LayerRecord>& records, std::uint64_t shard_bytes,

@@ -21,10 +21,4 @@ std::uint64_t assemble(const Checkpoint& from, const std::filesystem::path& to, 
                        const std::map<std::size_t, LayerRecord>& records, std::uint64_t shard_bytes,
                        const Progress& progress);
 
-/// A source of one file becomes one file (of up to 5 GB, as everywhere), shards become shards of their size.
-std::uint64_t shard_bytes_of(const Checkpoint& from);
-
-/// Names of all tensors in the order of their bytes, file after file.
-std::vector<std::string> stored_order(const Checkpoint& from);
-
 }  // namespace modicum::retrofit

@@ -14,8 +14,8 @@
 #include <modicum/retrofit/round.hpp>
 
 #include "../base/quote.hpp"
-#include "assemble.hpp"
-#include "copy_files.hpp"
+#include "../io/checkpoint_layout.hpp"
+#include "../io/copy_files.hpp"
 #include "packed_linear.hpp"
 #include "quantize_plan.hpp"
 

@@ -12,7 +12,7 @@
 
 #include "../base/json.hpp"
 #include "../base/quote.hpp"
-#include "assemble.hpp"
+#include "../io/checkpoint_layout.hpp"
 #include "packed_linear.hpp"
 #include "student_layer.hpp"
 

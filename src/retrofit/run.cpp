@@ -14,8 +14,8 @@
 
 #include "../base/quote.hpp"
 #include "../base/stopwatch.hpp"
+#include "../io/copy_files.hpp"
 #include "assemble.hpp"
-#include "copy_files.hpp"
 #include "estimate.hpp"
 #include "finite_weights.hpp"
 #include "journal.hpp"

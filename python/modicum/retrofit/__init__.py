@@ -11,9 +11,9 @@ The solvers (`merge_kv`, `refine_ffn`, `gptq`, `low_rank`, …) work on plain ar
 """
 
 from modicum._core import low_rank
+from modicum.compare import Comparison, Perplexity, compare, perplexity
 from modicum.retrofit import probes
 from modicum.retrofit.calibration import Calibration, SourceUse
-from modicum.retrofit.compare import Comparison, Perplexity, compare, perplexity
 from modicum.retrofit.cost_model import CostModel
 from modicum.retrofit.kv_merge import KvMerge, KvStatistics, merge_kv
 from modicum.retrofit.own_text import OwnText

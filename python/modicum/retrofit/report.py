@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from modicum._core import FormatError, IoError
-from modicum.retrofit.compare import Comparison
+from modicum.compare import Comparison
 from modicum.retrofit.pictures import Point
 from modicum.retrofit.probes import Probe, Probes, Score
 

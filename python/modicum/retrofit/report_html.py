@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from modicum.retrofit.compare import Comparison
+from modicum.compare import Comparison
 from modicum.retrofit.pictures import edit_errors_svg, frontier_svg
 
 if TYPE_CHECKING:

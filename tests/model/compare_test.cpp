@@ -4,7 +4,7 @@
 #include <limits>
 
 #include <modicum/base/error.hpp>
-#include <modicum/retrofit/compare.hpp>
+#include <modicum/model/compare.hpp>
 
 #include "base/temporary_directory.hpp"
 #include "model/random_model.hpp"
@@ -12,10 +12,6 @@
 
 using namespace modicum;
 using Catch::Matchers::Contains;
-using retrofit::compare;
-using retrofit::Comparison;
-using retrofit::Perplexity;
-using retrofit::perplexity;
 
 namespace {
 

@@ -12,7 +12,7 @@
 
 #include "../base/quote.hpp"
 
-namespace modicum::retrofit {
+namespace modicum {
 
 namespace fs = std::filesystem;
 
@@ -56,4 +56,4 @@ void write_text(const fs::path& path, std::string_view text) {
   file.commit();
 }
 
-}  // namespace modicum::retrofit
+}  // namespace modicum

@@ -7,7 +7,7 @@
 #include <string>
 #include <string_view>
 
-namespace modicum::retrofit {
+namespace modicum {
 
 /// Whether a file of a Hugging Face directory holds weights, in whatever format, or tells where they are.
 bool is_weights(const std::filesystem::path& name);
@@ -23,4 +23,4 @@ void copy_verbatim(const std::filesystem::path& from, const std::filesystem::pat
 
 void write_text(const std::filesystem::path& path, std::string_view text);
 
-}  // namespace modicum::retrofit
+}  // namespace modicum

@@ -9,7 +9,7 @@
 #include <modicum/base/progress.hpp>
 #include <modicum/model/transformer.hpp>
 
-namespace modicum::retrofit {
+namespace modicum {
 
 /// How well a model predicts the tokens of sequences from those before them in their sequence.
 struct Perplexity {
@@ -57,4 +57,4 @@ Comparison compare(const Transformer& teacher, const Transformer& student, std::
 Perplexity perplexity(const Transformer& model, std::span<const TokenId> sequences, std::size_t length,
                       const CompareOptions& options = {}, const Progress& progress = {});
 
-}  // namespace modicum::retrofit
+}  // namespace modicum

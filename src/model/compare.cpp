@@ -6,9 +6,9 @@
 
 #include <modicum/base/error.hpp>
 #include <modicum/ops/reductions.hpp>
-#include <modicum/retrofit/compare.hpp>
+#include <modicum/model/compare.hpp>
 
-namespace modicum::retrofit {
+namespace modicum {
 namespace {
 
 /// Rows that a model reads in one pass: short sequences go together, as weights are then read once for all.
@@ -243,4 +243,4 @@ Perplexity perplexity(const Transformer& model, std::span<const TokenId> sequenc
   return perplexity_of(scores.teacher_loss, sequences.size() / length);
 }
 
-}  // namespace modicum::retrofit
+}  // namespace modicum
