@@ -26,7 +26,8 @@ STANDS_ON: dict[str, tuple[str, ...]] = {
     "search": ("decode",),
     "cag": ("decode",),
     "retrofit": ("model", "linalg"),
-    "python": ("search", "cag", "retrofit"),
+    "tune": ("model", "linalg"),
+    "python": ("search", "cag", "retrofit", "tune"),
 }
 # The kernels are the inside of ops: each sees the other.
 STANDS_ON["ops"] += ("cpu",)

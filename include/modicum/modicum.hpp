@@ -28,3 +28,4 @@
 #include <modicum/search/lexicon.hpp>
 #include <modicum/search/phrases.hpp>
 #include <modicum/text/tokenizer.hpp>
+#include <modicum/tune/merge.hpp>

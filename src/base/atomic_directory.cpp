@@ -13,6 +13,7 @@
 #include <modicum/base/atomic_directory.hpp>
 #include <modicum/base/error.hpp>
 
+#include "existing.hpp"
 #include "quote.hpp"
 #include "temporary.hpp"
 
@@ -42,26 +43,12 @@ void remove_leftovers(const fs::path& path) {
   }
 }
 
-void refuse_existing(const fs::path& path) {
-  std::error_code code;
-  if (!fs::exists(fs::symlink_status(path, code))) return;
-  const bool directory = fs::is_directory(path, code);
-  if (directory && fs::is_empty(path, code) && !code) return;
-  fail({.op = kOp,
-        .what = quote(path.string()),
-        .expected = "no such directory yet, or an empty one",
-        .got = directory ? "one that holds something" : "a file",
-        .todo = "choose another path, or remove what is there first"});
-}
-
 }  // namespace
 
 AtomicDirectory::AtomicDirectory(const fs::path& path) {
+  path_ = settled(path);
+  refuse_existing(path_, kOp);
   std::error_code code;
-  path_ = fs::weakly_canonical(path, code);
-  if (code) path_ = fs::absolute(path, code).lexically_normal();
-  if (!path_.has_filename()) path_ = path_.parent_path();
-  refuse_existing(path_);
   fs::create_directories(path_.parent_path(), code);
   if (code) fail_io("creating the directory above it", code.value());
   remove_leftovers(path_);
@@ -85,7 +72,7 @@ AtomicDirectory::~AtomicDirectory() {
 }
 
 void AtomicDirectory::commit() {
-  refuse_existing(path_);
+  refuse_existing(path_, kOp);
   if (::fsync(descriptor_) != 0) fail_io("writing it to disk", errno);
   // Over an empty directory too; one that got a file in this moment makes it fail.
   if (std::rename(temporary_.c_str(), path_.c_str()) != 0) fail_io("renaming it into place", errno);

@@ -3,12 +3,16 @@
 // field.
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
+#include <initializer_list>
 #include <limits>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include <nlohmann/json.hpp>
 
@@ -139,6 +143,15 @@ class JsonFields {
     return object_.at(field).get<bool>();
   }
 
+  /// For documents of our own, where a misspelt field would be a setting that is silently not there.
+  void refuse_unknown(std::initializer_list<std::string_view> known) const {
+    for (const auto& [field, value] : object_.items()) {
+      if (std::find(known.begin(), known.end(), field) != known.end()) continue;
+      fail<FormatError>(
+          {.op = op_, .what = name(field), .expected = "a known field", .got = "an unknown one"});
+    }
+  }
+
   std::string text(const char* field) const {
     if (!at(field).is_string()) refuse(field, "a string");
     return object_.at(field).get<std::string>();
@@ -156,6 +169,31 @@ class JsonFields {
   const Json& object_;
   std::string_view op_;
   std::string where_;
+};
+
+/// Values of an enumeration as JSON spells them.
+template <class E, std::size_t N>
+struct JsonNames {
+  std::array<std::pair<E, const char*>, N> entries;
+
+  const char* of(E value) const {
+    for (const auto& [known, name] : entries) {
+      if (known == value) return name;
+    }
+    return "";
+  }
+  E read(const JsonFields& fields, const char* field) const {
+    const std::string text = fields.text(field);
+    std::string all;
+    for (const auto& [value, name] : entries) {
+      if (text == name) return value;
+      all += all.empty() ? name : std::string(", ") + name;
+    }
+    fields.refuse(field, "one of " + all);
+  }
+  E read(const JsonFields& fields, const char* field, E fallback) const {
+    return fields.has(field) ? read(fields, field) : fallback;
+  }
 };
 
 }  // namespace modicum

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
-#include <cstdio>
 #include <optional>
 #include <system_error>
 #include <utility>
@@ -8,8 +7,8 @@
 #include <modicum/base/atomic_file.hpp>
 #include <modicum/io/checkpoint.hpp>
 
-#include "../base/json.hpp"
 #include "../base/quote.hpp"
+#include "checkpoint_layout.hpp"
 #include "checkpoint_state.hpp"
 #include "safetensors_header.hpp"
 
@@ -19,14 +18,6 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr std::string_view kOp = "checkpoint.write";
-constexpr std::size_t kAlignment = 64;  // a cache line, and the widest vector register
-
-std::string shard_name(std::size_t index, std::size_t count) {
-  if (count == 1) return kWeightsFile;
-  char name[64];
-  std::snprintf(name, sizeof name, "model-%05zu-of-%05zu.safetensors", index + 1, count);
-  return name;
-}
 
 void refuse_existing_weights(const fs::path& directory) {
   for (const auto& entry : fs::directory_iterator(directory)) {
@@ -51,42 +42,6 @@ void prepare_directory(const fs::path& directory) {
   }
 }
 
-std::uint64_t size_of_spec(const TensorSpec& spec) {
-  return bytes_of(spec.dtype, spec.shape).bytes;
-}
-
-/// In order, a new shard where the next tensor would pass the limit: transformers' rule.
-std::vector<std::vector<TensorSpec>> split(std::vector<TensorSpec> specs, std::uint64_t shard_bytes) {
-  std::vector<std::vector<TensorSpec>> shards(1);
-  std::uint64_t filled = 0;
-  for (TensorSpec& spec : specs) {
-    const std::uint64_t size = size_of_spec(spec);
-    if (!shards.back().empty() && (filled > shard_bytes || size > shard_bytes - filled)) {
-      shards.emplace_back();
-      filled = 0;
-    }
-    filled += size;
-    shards.back().push_back(std::move(spec));
-  }
-  return shards;
-}
-
-std::string index_json(const std::vector<std::vector<TensorSpec>>& shards) {
-  std::uint64_t total_size = 0;
-  std::uint64_t total_parameters = 0;
-  Json weight_map = Json::object();
-  for (std::size_t i = 0; i < shards.size(); ++i) {
-    for (const TensorSpec& spec : shards[i]) {
-      const std::uint64_t size = size_of_spec(spec);
-      total_size += size;
-      total_parameters += size * 8 / safetensors_bits(spec.dtype);
-      weight_map[spec.name] = shard_name(i, shards.size());
-    }
-  }
-  const Json metadata = {{"total_parameters", total_parameters}, {"total_size", total_size}};
-  return Json{{"metadata", metadata}, {"weight_map", std::move(weight_map)}}.dump(2) + "\n";
-}
-
 }  // namespace
 
 struct CheckpointWriter::State {
@@ -100,7 +55,7 @@ struct CheckpointWriter::State {
   void open_next() {
     const std::size_t i = writers.size();
     writers.push_back(std::make_unique<SafetensorsWriter>(directory / shard_name(i, shards.size()), shards[i],
-                                                          metadata, kAlignment));
+                                                          metadata, kTensorAlignment));
   }
 };
 
@@ -109,8 +64,8 @@ CheckpointWriter::CheckpointWriter(fs::path directory, std::vector<TensorSpec> s
   const std::uint64_t total = check_specs(specs);
   prepare_directory(directory);
   refuse_existing_weights(directory);
-  state_ = std::make_unique<State>(
-      State{std::move(directory), split(std::move(specs), shard_bytes), std::move(metadata), total});
+  state_ = std::make_unique<State>(State{
+      std::move(directory), split_into_shards(std::move(specs), shard_bytes), std::move(metadata), total});
   state_->open_next();
 }
 

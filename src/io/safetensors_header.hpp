@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <map>
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include <modicum/io/safetensors.hpp>
 
@@ -25,5 +28,9 @@ SafetensorsHeader parse_header_json(std::string_view text, std::string_view file
 /// All bytes of `specs`. Throws `InvalidArgument` where a file cannot hold them: a name twice or reserved, an
 /// unknown dtype, a size beyond 2^64 or not in whole bytes.
 std::uint64_t check_specs(std::span<const TensorSpec> specs);
+
+/// What a file of these tensors begins with: length, JSON, and spaces up to a multiple of `alignment`.
+std::string header_bytes(const std::vector<TensorSpec>& specs,
+                         const std::map<std::string, std::string>& metadata, std::size_t alignment);
 
 }  // namespace modicum

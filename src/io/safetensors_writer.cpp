@@ -41,8 +41,11 @@ std::string header_json(const std::vector<TensorSpec>& specs,
   }
 }
 
-/// Length, JSON, and spaces up to a multiple of `alignment`.
-std::string header_bytes(std::string json, std::size_t alignment) {
+}  // namespace
+
+std::string header_bytes(const std::vector<TensorSpec>& specs,
+                         const std::map<std::string, std::string>& metadata, std::size_t alignment) {
+  std::string json = header_json(specs, metadata);
   if (alignment == 0) fail({.op = kOp, .what = "alignment", .expected = "at least 1", .got = "0"});
   const std::size_t size = 8 + json.size();
   json.append((alignment - size % alignment) % alignment, ' ');
@@ -56,8 +59,6 @@ std::string header_bytes(std::string json, std::size_t alignment) {
   for (int shift = 0; shift < 64; shift += 8) length += static_cast<char>(json.size() >> shift & 0xffu);
   return length + json;
 }
-
-}  // namespace
 
 std::uint64_t check_specs(std::span<const TensorSpec> specs) {
   std::set<std::string_view> seen;
@@ -77,9 +78,7 @@ std::uint64_t check_specs(std::span<const TensorSpec> specs) {
 SafetensorsWriter::SafetensorsWriter(const std::filesystem::path& path, const std::vector<TensorSpec>& specs,
                                      const std::map<std::string, std::string>& metadata,
                                      std::size_t alignment, unsigned mode)
-    : expected_(check_specs(specs)),
-      header_(header_bytes(header_json(specs, metadata), alignment)),
-      file_(path, mode) {
+    : expected_(check_specs(specs)), header_(header_bytes(specs, metadata, alignment)), file_(path, mode) {
   file_.write(std::as_bytes(std::span(header_)));
 }
 

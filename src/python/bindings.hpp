@@ -33,6 +33,7 @@ void bind_low_rank(py::module_& m);
 void bind_round(py::module_& m);
 void bind_search(py::module_& m);
 void bind_lexicon(py::module_& m);
+void bind_tune(py::module_& m);
 
 using Ids = std::vector<TokenId>;
 

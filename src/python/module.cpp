@@ -60,4 +60,5 @@ PYBIND11_MODULE(_core, m) {
   modicum::python::bind_low_rank(m);
   modicum::python::bind_compare(m);
   modicum::python::bind_round(m);
+  modicum::python::bind_tune(m);
 }

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
-#include <array>
 #include <functional>
-#include <set>
+#include <initializer_list>
 #include <utility>
 
 #include <modicum/base/error.hpp>
@@ -19,51 +18,23 @@ constexpr std::string_view kOp = "plan";
 constexpr const char* kSchema = "modicum.retrofit.plan/1";
 constexpr std::size_t kMost = std::size_t{1} << 32;
 
-template <class E, std::size_t N>
-struct Names {
-  std::array<std::pair<E, const char*>, N> entries;
-
-  const char* of(E value) const {
-    for (const auto& [known, name] : entries) {
-      if (known == value) return name;
-    }
-    return "";
-  }
-  E read(const JsonFields& fields, const char* field, E fallback) const {
-    if (!fields.has(field)) return fallback;
-    const std::string text = fields.text(field);
-    std::string all;
-    for (const auto& [value, name] : entries) {
-      if (text == name) return value;
-      all += all.empty() ? name : std::string(", ") + name;
-    }
-    fields.refuse(field, "one of " + all);
-  }
-};
-
-constexpr Names<Refit, 3> kRefits{
+constexpr JsonNames<Refit, 3> kRefits{
     {{{Refit::least_squares, "least_squares"}, {Refit::alternating, "alternating"}, {Refit::none, "none"}}}};
-constexpr Names<KvMergeMethod, 4> kMethods{{{{KvMergeMethod::complex_pca, "complex_pca"},
-                                             {KvMergeMethod::procrustes, "procrustes"},
-                                             {KvMergeMethod::mean, "mean"},
-                                             {KvMergeMethod::first, "first"}}}};
-constexpr Names<ChannelChoice, 3> kChoices{{{{ChannelChoice::second_order, "second_order"},
-                                             {ChannelChoice::wanda, "wanda"},
-                                             {ChannelChoice::magnitude, "magnitude"}}}};
-constexpr Names<Rounding, 2> kRoundings{{{{Rounding::nearest, "nearest"}, {Rounding::gptq, "gptq"}}}};
-constexpr Names<Scaling, 3> kScalings{
+constexpr JsonNames<KvMergeMethod, 4> kMethods{{{{KvMergeMethod::complex_pca, "complex_pca"},
+                                                 {KvMergeMethod::procrustes, "procrustes"},
+                                                 {KvMergeMethod::mean, "mean"},
+                                                 {KvMergeMethod::first, "first"}}}};
+constexpr JsonNames<ChannelChoice, 3> kChoices{{{{ChannelChoice::second_order, "second_order"},
+                                                 {ChannelChoice::wanda, "wanda"},
+                                                 {ChannelChoice::magnitude, "magnitude"}}}};
+constexpr JsonNames<Rounding, 2> kRoundings{{{{Rounding::nearest, "nearest"}, {Rounding::gptq, "gptq"}}}};
+constexpr JsonNames<Scaling, 3> kScalings{
     {{{Scaling::none, "none"}, {Scaling::awq, "awq"}, {Scaling::smooth, "smooth"}}}};
 
 /// Fields of one edit; refuses what is not among `known`.
-JsonFields edit_fields(const Json& json, const char* edit, const std::set<std::string>& known) {
-  const std::string where = edit == nullptr ? "plan: " : std::string("plan: ") + edit + ".";
-  JsonFields fields(json, kOp, where);
-  for (const auto& [name, value] : json.items()) {
-    if (!known.contains(name)) {
-      fail<FormatError>(
-          {.op = kOp, .what = where + name, .expected = "a known field", .got = "an unknown one"});
-    }
-  }
+JsonFields edit_fields(const Json& json, const char* edit, std::initializer_list<std::string_view> known) {
+  JsonFields fields(json, kOp, edit == nullptr ? "plan: " : std::string("plan: ") + edit + ".");
+  fields.refuse_unknown(known);
   return fields;
 }
 

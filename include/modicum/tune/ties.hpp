@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include <modicum/tune/delta_merge.hpp>
+#include <modicum/tune/magnitude_ranks.hpp>
+
+namespace modicum::tune {
+
+/// Whose definition of a method counts; they differ in results, not in speed.
+enum class Definition {
+  mergekit,  ///< per tensor; TIES elects signs from weighted differences and divides by the weights that
+             ///< agree
+  peft,      ///< per tensor; signs from unweighted differences, divided by how many agree
+  paper,     ///< over the whole model as one vector
+};
+
+/// Keeps the ⌊density · n⌋ largest differences of a tensor and makes the others zero. Of equal ones the first
+/// are kept. With mergekit at least one is kept where the density is above 0.
+class MagnitudeTrim {
+ public:
+  MagnitudeTrim(std::vector<double> densities, Definition definition)
+      : densities_(std::move(densities)), definition_(definition) {}
+  /// With cuts that were found over a whole model: what comes before them is kept.
+  explicit MagnitudeTrim(std::vector<RankCut> cuts) : cuts_(cuts.begin(), cuts.end()) {}
+
+  void prepare(const TensorReader& tensor, ThreadPool& pool) {
+    if (densities_.empty()) return;
+    cuts_.assign(densities_.size(), std::nullopt);
+    std::vector<RankQuestion> questions;
+    for (std::size_t m = 0; m < densities_.size(); ++m) {
+      if (densities_[m] < 1)
+        questions.push_back({.model = m, .rank = kept(densities_[m], tensor.elements())});
+    }
+    if (questions.empty()) return;
+    std::vector<RankCut> found = MagnitudeRanks(questions).find(tensor, pool);
+    for (std::size_t i = 0; i < found.size(); ++i) cuts_[questions[i].model] = std::move(found[i]);
+  }
+
+  void apply(std::size_t model, const Tile& tile, float* delta) const {
+    if (!cuts_[model]) return;
+    CutWalk walk(*cuts_[model], Order::descending, tile);
+    if (walk.uniform()) {
+      const std::uint32_t least = walk.bits() + (walk.ties_before() ? 0u : 1u);
+      for (std::size_t i = 0; i < tile.count; ++i) {
+        delta[i] = magnitude_bits(delta[i]) >= least ? delta[i] : 0.0f;
+      }
+      return;
+    }
+    for (std::size_t i = 0; i < tile.count; ++i) {
+      if (!walk.before(magnitude_bits(delta[i]))) delta[i] = 0;
+    }
+  }
+
+ private:
+  std::uint64_t kept(double density, std::uint64_t elements) const {
+    if (density <= 0 || elements == 0) return 0;
+    const auto count = static_cast<std::uint64_t>(density * static_cast<double>(elements));
+    return definition_ == Definition::mergekit ? std::max<std::uint64_t>(1, count) : count;
+  }
+
+  std::vector<double> densities_;
+  Definition definition_ = Definition::mergekit;
+  std::vector<std::optional<RankCut>> cuts_;  ///< of each model; empty: all is kept
+};
+
+/// Of each element, only the differences with the sign that most of them (by magnitude) have are combined.
+/// Zeros agree with nobody.
+class SignElection {
+ public:
+  /// `normalize`: mergekit's divisor, the weights that agree. The others always divide.
+  /// `zero_is_positive`: the sign where differences cancel out, of the paper's whole-model vote.
+  SignElection(std::vector<float> weights, Definition definition, bool normalize,
+               bool zero_is_positive = true)
+      : weights_(std::move(weights)),
+        definition_(definition),
+        normalize_(normalize || definition != Definition::mergekit),
+        zero_is_positive_(zero_is_positive) {}
+
+  void combine(std::span<float* const> deltas, std::size_t count, float* out) const {
+    const bool weighted = definition_ == Definition::mergekit;
+    for (std::size_t i = 0; i < count; ++i) {
+      float sum = 0;
+      for (std::size_t m = 0; m < deltas.size(); ++m) {
+        if (weighted) deltas[m][i] *= weights_[m];
+        sum += deltas[m][i];
+      }
+      const bool positive = sum > 0 || (sum == 0 && zero_is_positive_);
+      float mixed = 0, divisor = 0;
+      for (std::size_t m = 0; m < deltas.size(); ++m) {
+        const float delta = deltas[m][i];
+        const bool agrees = positive ? delta > 0 : delta < 0;
+        mixed += agrees ? (weighted ? delta : delta * weights_[m]) : 0.0f;
+        divisor += agrees ? (weighted ? weights_[m] : 1.0f) : 0.0f;
+      }
+      out[i] = normalize_ && divisor != 0 ? mixed / divisor : mixed;
+    }
+  }
+
+ private:
+  std::vector<float> weights_;
+  Definition definition_;
+  bool normalize_;
+  bool zero_is_positive_;
+};
+
+/// TIES (Yadav et al. 2023, arXiv:2306.01708): trim by magnitude, elect a sign, merge what agrees.
+using Ties = DeltaMerge<MagnitudeTrim, SignElection>;
+static_assert(MergeMethod<Ties>);
+
+/// PEFT's `magnitude_prune`: trim by magnitude, then the weighted sum.
+using MagnitudePrune = DeltaMerge<MagnitudeTrim, WeightedSum>;
+static_assert(MergeMethod<MagnitudePrune>);
+
+}  // namespace modicum::tune
