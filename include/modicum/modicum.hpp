@@ -29,3 +29,4 @@
 #include <modicum/search/phrases.hpp>
 #include <modicum/text/tokenizer.hpp>
 #include <modicum/tune/merge.hpp>
+#include <modicum/tune/patch.hpp>

@@ -4,7 +4,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include <modicum/base/progress.hpp>
@@ -65,6 +67,12 @@ struct MergeOptions {
 /// are not finite, by name; `Unsupported` for quantised models; `IoError`, `Cancelled`.
 MergeReport merge(const MergePlan& plan, const std::filesystem::path& to, const MergeOptions& options,
                   ThreadPool& pool, const Progress& progress = {});
+
+/// A plan's method on arrays of equal length in memory: `base` may be empty where the method has none,
+/// `models` are as many as the plan has. `name` stands for the tensor's in settings and masks. What a method
+/// adds to the model that is built upon is added to the base. Throws `InvalidArgument`.
+void merge_arrays(const MergePlan& plan, const std::string& name, std::span<const float> base,
+                  std::vector<std::span<const float>> models, std::span<float> out, ThreadPool& pool);
 
 /// The key of the random mask of `tensor` for the plan's model number `model` (from 0): see `KeepMask`.
 std::uint64_t mask_key(std::uint64_t seed, std::string_view tensor, std::size_t model);

@@ -24,16 +24,4 @@ concept MergeMethod = requires(M method, const M& ready, const TensorReader& ten
   ready.merge(tile, scratch, out);
 };
 
-/// Merges arrays in memory. `method` is one whose options are for as many models as the reader has.
-template <MergeMethod M>
-std::vector<float> merge_arrays(M method, const TensorReader& tensor, ThreadPool& pool) {
-  method.prepare(tensor, pool);
-  std::vector<float> out(tensor.elements());
-  std::vector<std::vector<float>> scratch(pool.size());
-  for_each_tile(tensor, pool, pool.size(), [&](std::size_t run, const Tile& tile) {
-    method.merge(tile, scratch[run], out.data() + tile.first);
-  });
-  return out;
-}
-
 }  // namespace modicum::tune

@@ -25,6 +25,7 @@ from modicum.retrofit.calibration import Calibration
 from modicum.retrofit.plan import Plan, as_plan
 from modicum.retrofit.report import EditError, KindBytes, Protocol, Report
 from modicum.retrofit.speed import measure
+from modicum.solver import open_solver
 
 __all__ = ["Estimate", "estimate", "report", "run"]
 
@@ -69,13 +70,6 @@ class Estimate:
                 f"time        about {duration(self.seconds)}",
             ]
         )
-
-
-def open_solver() -> str:
-    """Opens numpy's LAPACK where the system has none, and says which one serves."""
-    for path in sorted((Path(np.__file__).parents[1] / "numpy.libs").glob("*openblas*")):
-        _core.open_lapack(str(path))
-    return _core.solver()
 
 
 def _tokens(plan: Plan, calibration: Calibration | None) -> tuple[npt.NDArray[np.int32], int]:

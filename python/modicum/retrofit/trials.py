@@ -18,8 +18,8 @@ from modicum.retrofit.calibration import Calibration
 from modicum.retrofit.candidates import Space
 from modicum.retrofit.loss_model import Trial
 from modicum.retrofit.plan import Plan
-from modicum.retrofit.run import open_solver
 from modicum.retrofit.speed import tell
+from modicum.solver import open_solver
 
 __all__ = ["Trials", "survey"]
 
