@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A year in the life of a knowledge cache: planned, built, asked, changed, checked.
 
-    python examples/knowledge.py        # the bundled model and handbook, in a temporary folder
+python examples/knowledge.py        # the bundled model and handbook, in a temporary folder
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ class Subject:
 
     def __init__(self, folder: Path, options: argparse.Namespace) -> None:
         import modicum as mo
-        from modicum.retrofit.calibration import bos_tokens
+        from modicum.calibration import bos_tokens
         from peers.shrink_quality import Judge, windows
 
         self.folder, self.options = folder.resolve(), options  # workers run in another folder

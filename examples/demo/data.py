@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from generator import Institution, make_drill, make_institution, render, system_prompt
+from generator import Institution, make_drill, make_harbour, make_institution, render, system_prompt
 from tokenizers import Tokenizer
 from tokens import BOS, END, PAD, prompt_head, prompt_question
 from torch import Tensor
@@ -65,9 +65,11 @@ def encode_dialogue(
     return (ids, answer) if any(answer) else None
 
 
-def encode_text(tokenizer: Tokenizer, seed: int, facts: int, length: int) -> tuple[list[int], list[bool]]:
+def encode_text(
+    tokenizer: Tokenizer, seed: int, facts: int, length: int, domain: bool = False
+) -> tuple[list[int], list[bool]]:
     """Documents alone, told twice in different words, which already rewards looking back."""
-    place = make_institution(seed, max(1, facts * 2 // 3))
+    place = (make_harbour if domain else make_institution)(seed, max(1, facts * 2 // 3))
     again = render(place, random.Random(seed))
     ids = tokenizer.encode(f"<|bos|>{system_prompt(place.documents)}{system_prompt(again)}<|end|>").ids[
         :length
@@ -108,13 +110,13 @@ class Batches(IterableDataset):
                 seed, facts = rng.randrange(2**40), rng.randint(*stage.facts)
                 make = make_drill if rng.random() < stage.drill else make_institution
                 found = (
-                    encode_text(tokenizer, seed, facts, stage.length)
-                    if self.phase == "base"
-                    else encode_dialogue(tokenizer, make(seed, facts), stage.length)
+                    encode_dialogue(tokenizer, make(seed, facts), stage.length)
+                    if self.phase == "instruct"
+                    else encode_text(tokenizer, seed, facts, stage.length, self.phase == "domain")
                 )
             ids[row, : len(found[0])] = torch.tensor(found[0])
             answer[row, : len(found[0])] = torch.tensor(found[1])
-        return select(ids, answer, 0.75 if self.phase == "base" else 0.25, rng)
+        return select(ids, answer, 0.25 if self.phase == "instruct" else 0.75, rng)
 
 
 def select(

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import argparse
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pools
 from fields import Field
+from harbour import HARBOUR_KINDS, HARBOURS
 from kinds import ITSELF, KINDS, Kind
 from names import Names
 from values import House, hours, make_house, money
@@ -80,10 +81,12 @@ def system_prompt(documents: Mapping[str, str]) -> str:
     return SYSTEM + "".join(f"[{name}]\n{documents[name]}\n\n" for name in sorted(documents))
 
 
-def make_block(names: Names, house: House, facts: int, used: set[str]) -> Block:
+def make_block(
+    names: Names, house: House, facts: int, used: set[str], kinds: Sequence[Kind] = KINDS
+) -> Block:
     """A block of at most `facts` facts about things not in `used`."""
     rng = names.rng
-    kind = rng.choice(KINDS)
+    kind = rng.choice(kinds)
     width = 1 if rng.random() < 0.5 else min(rng.randint(2, 4), len(kind.fields), max(1, facts))
     fields = rng.sample(kind.fields, width)
     if rng.random() < 0.4 and kind.fields[0] not in fields:
@@ -153,6 +156,23 @@ def make_institution(seed: int, facts: int = 12, held_out: bool = False) -> Inst
             left -= len(block.rows) * len(block.fields)
     place.documents = render(place, rng)
     place.questions = make_questions(place, names, used)
+    return place
+
+
+def make_harbour(seed: int, facts: int = 12, held_out: bool = False) -> Institution:
+    """A harbour: the same sort of documents about things that `make_institution` never has."""
+    rng = random.Random(f"harbour/{seed}/{facts}/{held_out}")
+    names = Names(rng, held_out)
+    house = make_house(names)
+    place = Institution(f"{names.town()} {rng.choice(HARBOURS)}", [])
+    used: set[str] = set()
+    left = facts
+    while left > 0:
+        block = make_block(names, house, left, used, HARBOUR_KINDS)
+        place.blocks.append(block)
+        left -= len(block.rows) * len(block.fields)
+    place.documents = render(place, rng)
+    place.questions = make_questions(place, names, used, HARBOUR_KINDS)
     return place
 
 
@@ -274,7 +294,9 @@ def ask(rng: random.Random, templates: tuple[str, ...], subject: str) -> str:
     return text.lower() if kind < 0.07 else text
 
 
-def make_questions(place: Institution, names: Names, used: set[str]) -> list[Question]:
+def make_questions(
+    place: Institution, names: Names, used: set[str], kinds: Sequence[Kind] = KINDS
+) -> list[Question]:
     """A question on every fact, in random order, and some that the documents do not answer."""
     rng = names.rng
     out: list[Question] = []
@@ -295,7 +317,7 @@ def make_questions(place: Institution, names: Names, used: set[str]) -> list[Que
     rng.shuffle(out)
     for position in range(len(out), -1, -1):
         if rng.random() < 0.06:
-            out.insert(position, ask_unknown(place, names, used))
+            out.insert(position, ask_unknown(names, used, kinds))
     return out
 
 
@@ -314,9 +336,9 @@ def ask_cell(rng: random.Random, name: str, subject: str, column: str) -> str:
     ).format(s=subject, c=column.lower())
 
 
-def ask_unknown(place: Institution, names: Names, used: set[str]) -> Question:
+def ask_unknown(names: Names, used: set[str], kinds: Sequence[Kind]) -> Question:
     """A question of the usual form on a thing that no document mentions."""
-    kind = names.rng.choice(KINDS)
+    kind = names.rng.choice(kinds)
     subject = kind.subject(names)
     while bare(subject).lower() in used:
         subject = kind.subject(names)
@@ -330,8 +352,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--facts", type=int, default=12)
     parser.add_argument("--held-out", action="store_true", help="take names that training never shows")
+    parser.add_argument("--harbour", action="store_true", help="of the domain that training never shows")
     options = parser.parse_args()
-    place = make_institution(options.seed, options.facts, options.held_out)
+    make = make_harbour if options.harbour else make_institution
+    place = make(options.seed, options.facts, options.held_out)
     print(system_prompt(place.documents))
     for question in place.questions:
         print(f"Q {question.text}\nA {question.answer}  ({question.kind}, {question.source or 'nowhere'})")

@@ -1,8 +1,12 @@
 """Trains the demo model: first on documents alone (base), then on questions about them (instruct).
 
+A base can also be tuned on documents of a domain that it never saw (harbours), without any questions: what a
+Chat Vector then makes answer.
+
     python train.py --out model --minutes 90          # both phases
     python train.py --out /tmp/tiny --preset tiny     # a smoke run, under a minute
     python train.py --out model --minutes 90 --resume # goes on from the last checkpoint
+    python train.py --phase domain --init base --out tuned --minutes 4 --rate 5e-4
 
 The run is seeded, checkpoints itself into `--work`, and writes an ordinary Hugging Face directory in bf16.
 """
@@ -83,11 +87,13 @@ def answers_right(model: Llama, rows: list[tuple[list[int], int]], device: torch
 
 
 @torch.no_grad()
-def text_loss(model: Llama, tokenizer: Tokenizer, device: torch.device, count: int = 8) -> float:
-    """Mean loss on the documents of held-out institutions."""
+def text_loss(
+    model: Llama, tokenizer: Tokenizer, device: torch.device, domain: bool = False, count: int = 8
+) -> float:
+    """Mean loss on the documents of held-out institutions, or of harbours."""
     total = tokens = 0.0
     for i in range(count):
-        ids = torch.tensor([encode_text(tokenizer, HELD_OUT_SEED + i, 12, 512)[0]], device=device)
+        ids = torch.tensor([encode_text(tokenizer, HELD_OUT_SEED + i, 12, 512, domain)[0]], device=device)
         scores = model.logits(ids, torch.arange(ids.shape[1] - 1, device=device))
         total += float(nn.functional.cross_entropy(scores, ids[0, 1:], reduction="sum"))
         tokens += ids.shape[1] - 1
@@ -141,7 +147,7 @@ class Phase:
         )
         self.device = torch.device(options.device)
         self.curriculum = (Stage(0.0, 128, (1, 4)),) if options.preset == "tiny" else CURRICULUM
-        if name == "base" and options.preset != "tiny":
+        if name != "instruct" and options.preset != "tiny":
             self.curriculum = (Stage(0.0, 256, (3, 8)),)
         self.optimizers = optimizers(model, options.rate)
         self.file = Path(options.work) / f"{name}.pt"
@@ -230,7 +236,8 @@ class Phase:
         """Checkpoint, snapshot in the final layout, and what held-out institutions say."""
         self.save()
         write_model(self.model, self.tokenizer, Path(self.options.work) / f"{self.name}-model")
-        said = f"text loss {text_loss(self.model, self.tokenizer, self.device):.3f}"
+        domain = self.name == "domain"
+        said = f"text loss {text_loss(self.model, self.tokenizer, self.device, domain):.3f}"
         if self.name == "instruct":
             said += ", exact match: " + quick_check(self.model, self.tokenizer, self.device)
         bar.write(
@@ -245,7 +252,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the finished model")
     parser.add_argument("--work", type=Path, help="folder of checkpoints (default: OUT-work)")
-    parser.add_argument("--phase", choices=["base", "instruct", "all"], default="all")
+    parser.add_argument("--phase", choices=["base", "instruct", "all", "domain"], default="all")
     parser.add_argument("--base-out", type=Path, help="also write the base model here")
     parser.add_argument("--init", type=Path, help="start from the weights and tokenizer of this model folder")
     parser.add_argument(
@@ -303,16 +310,14 @@ def main() -> None:
             {k: v.float() for k, v in load_file(options.init / "model.safetensors").items()}
         )
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f}M parameters", flush=True)
-    for name, share in (("base", options.base_share), ("instruct", 1 - options.base_share)):
-        if options.phase not in (name, "all"):
-            continue
-        share = 1.0 if options.phase != "all" else share
+    phases = [("base", options.base_share), ("instruct", 1 - options.base_share)]
+    for name, share in phases if options.phase == "all" else [(options.phase, 1.0)]:
         Phase(
             name, model, tokenizer, Clock(int(options.steps * share), options.minutes * share), options
         ).run()
         if name == "base" and options.base_out:
             write_model(model, tokenizer, options.base_out)
-        if name == "instruct":
+        if name != "base" or options.phase == "base":
             write_model(model, tokenizer, options.out)
 
 

@@ -8,7 +8,7 @@
 
 from importlib import metadata as _metadata
 
-from modicum import bench, cag, decode, documents, interop, retrofit, search
+from modicum import bench, cag, decode, documents, interop, retrofit, search, tune
 from modicum._core import (
     Branch,
     Cancelled,
@@ -36,6 +36,7 @@ from modicum._core import (
 from modicum.beam import BeamResult, Hypothesis
 from modicum.chat import ChatTemplate
 from modicum.model import Generation, Model, load
+from modicum.tune import merge
 
 try:
     __version__ = _metadata.version("modicum")
@@ -74,8 +75,10 @@ __all__ = [
     "load",
     "logits",
     "machine_limits",
+    "merge",
     "read_bandwidth",
     "retrofit",
     "search",
     "supported_isas",
+    "tune",
 ]

@@ -10,12 +10,12 @@ from typing import Any, Literal
 
 import modicum as mo
 from modicum import retrofit
+from modicum.calibration import bos_tokens
 from modicum.command import command, positive, print_report
 from modicum.model import Progress
 from modicum.progress import reporter
-from modicum.retrofit.calibration import bos_tokens
 from modicum.retrofit.shapes import config_of, parsed
-from modicum.retrofit.text_sources import read_source
+from modicum.text_sources import read_source
 
 _STAGES = {
     "retrofit": ("shrinking", "tokens"),

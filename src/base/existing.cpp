@@ -13,8 +13,10 @@ namespace fs = std::filesystem;
 
 fs::path settled(const fs::path& path) {
   std::error_code code;
-  fs::path found = fs::weakly_canonical(path, code);
-  if (code) found = fs::absolute(path, code).lexically_normal();
+  // A relative path of which nothing is there would stay relative, and a single name without a parent.
+  const fs::path whole = fs::absolute(path, code);
+  fs::path found = fs::weakly_canonical(whole, code);
+  if (code) found = whole.lexically_normal();
   return found.has_filename() ? found : found.parent_path();
 }
 

@@ -3,13 +3,13 @@
 #include <chrono>
 #include <cmath>
 #include <map>
-#include <numeric>
 #include <optional>
 #include <span>
 #include <utility>
 
 #include <modicum/base/atomic_directory.hpp>
 #include <modicum/base/error.hpp>
+#include <modicum/base/lane_sum.hpp>
 #include <modicum/retrofit/quantize.hpp>
 #include <modicum/retrofit/round.hpp>
 
@@ -54,15 +54,14 @@ void check_finite(std::span<const float> row, const std::string& tensor, std::si
   }
 }
 
-/// Σ value(i)², i < count, a multiple of 4.
+/// Σ value(i)², i < count.
 template <class F>
 double sum_of_squares(std::size_t count, F value) {
-  constexpr std::size_t kLanes = 4;
-  double sums[kLanes] = {};
-  for (std::size_t i = 0; i < count; i += kLanes) {
-    for (std::size_t j = 0; j < kLanes; ++j) sums[j] += static_cast<double>(value(i + j)) * value(i + j);
-  }
-  return std::accumulate(sums, sums + kLanes, 0.0);
+  Lanes sums{};
+  for_each_lane(count, [&](std::size_t i, std::size_t lane) {
+    sums[lane] += static_cast<double>(value(i)) * value(i);
+  });
+  return sum(sums);
 }
 
 template <class T>

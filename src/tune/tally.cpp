@@ -2,10 +2,13 @@
 #include "tally.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
+#include <numeric>
 
 #include <modicum/base/error.hpp>
+#include <modicum/base/lane_sum.hpp>
 
 #include "../base/json.hpp"
 #include "../base/quote.hpp"
@@ -13,17 +16,6 @@
 
 namespace modicum::tune {
 namespace {
-
-/// Sums that a loop keeps side by side, so that it need not wait for one to be done.
-constexpr std::size_t kLanes = 8;
-struct Lanes {
-  double values[kLanes] = {};
-  double sum() const {
-    double all = 0;
-    for (const double value : values) all += value;
-    return all;
-  }
-};
 
 [[noreturn]] void refuse_value(const std::string& tensor, float value, DType dtype) {
   const bool range = std::isfinite(value);
@@ -38,33 +30,28 @@ struct Lanes {
 template <class T>
 MergedKind store_as(const float* values, const float* before, std::size_t count, T* to,
                     const std::string& tensor, DType dtype) {
-  Lanes square, change, stored_change, product;
-  std::uint64_t changed[kLanes] = {}, moved[kLanes] = {};
-  for (std::size_t begin = 0; begin < count; begin += kLanes) {
-    const std::size_t lanes = std::min(kLanes, count - begin);
-    for (std::size_t l = 0; l < lanes; ++l) {
-      const float value = values[begin + l], old = before[begin + l];
-      to[begin + l] = from_f32<T>(value);
-      const float stored = to_f32(to[begin + l]);
-      const double meant = static_cast<double>(value) - static_cast<double>(old);
-      const double done = static_cast<double>(stored) - static_cast<double>(old);
-      changed[l] += value != old ? 1u : 0u;
-      moved[l] += value != old && stored != old ? 1u : 0u;
-      square.values[l] += static_cast<double>(old) * old;
-      change.values[l] += meant * meant;
-      stored_change.values[l] += done * done;
-      product.values[l] += meant * done;
-    }
-  }
+  Lanes square{}, change{}, stored_change{}, product{};
+  std::array<std::uint64_t, kLanes> changed{}, moved{};
+  for_each_lane(count, [&](std::size_t i, std::size_t lane) {
+    const float value = values[i], old = before[i];
+    to[i] = from_f32<T>(value);
+    const float stored = to_f32(to[i]);
+    const double meant = static_cast<double>(value) - static_cast<double>(old);
+    const double done = static_cast<double>(stored) - static_cast<double>(old);
+    changed[lane] += value != old ? 1u : 0u;
+    moved[lane] += value != old && stored != old ? 1u : 0u;
+    square[lane] += static_cast<double>(old) * old;
+    change[lane] += meant * meant;
+    stored_change[lane] += done * done;
+    product[lane] += meant * done;
+  });
   MergedKind sums{.elements = count,
-                  .square = square.sum(),
-                  .change = change.sum(),
-                  .stored_change = stored_change.sum(),
-                  .product = product.sum()};
-  for (std::size_t l = 0; l < kLanes; ++l) {
-    sums.changed += changed[l];
-    sums.moved += moved[l];
-  }
+                  .changed = std::accumulate(changed.begin(), changed.end(), std::uint64_t{0}),
+                  .moved = std::accumulate(moved.begin(), moved.end(), std::uint64_t{0}),
+                  .square = sum(square),
+                  .change = sum(change),
+                  .stored_change = sum(stored_change),
+                  .product = sum(product)};
   if (!std::isfinite(sums.stored_change)) {
     for (std::size_t i = 0; i < count; ++i) {
       if (!std::isfinite(to_f32(to[i]))) refuse_value(tensor, values[i], dtype);

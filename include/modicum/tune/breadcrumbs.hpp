@@ -44,6 +44,7 @@ class OutlierTrim {
     if (!bands_[model]) return;
     CutWalk low(bands_[model]->low, Order::ascending, tile);
     CutWalk high(bands_[model]->high, Order::ascending, tile);
+    if (low.uniform() && high.uniform()) return keep_between(low, high, tile.count, delta);
     for (std::size_t i = 0; i < tile.count; ++i) {
       const std::uint32_t magnitude = magnitude_bits(delta[i]);
       // Both are asked of every element: they count the ones that are equal to their cut.
@@ -53,6 +54,15 @@ class OutlierTrim {
   }
 
  private:
+  /// Where no tile has some of several equal magnitudes on each side of a cut, two bounds say it all.
+  static void keep_between(const CutWalk& low, const CutWalk& high, std::size_t count, float* delta) {
+    const std::uint32_t least = low.bits() + (low.ties_before() ? 1u : 0u);
+    const std::uint32_t end = high.bits() + (high.ties_before() ? 1u : 0u);
+    const std::uint32_t width = end > least ? end - least : 0;
+    for (std::size_t i = 0; i < count; ++i)
+      delta[i] = magnitude_bits(delta[i]) - least < width ? delta[i] : 0.0f;
+  }
+
   struct Band {
     RankCut low, high;
   };

@@ -2,12 +2,14 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <utility>
 #include <vector>
 
+#include <modicum/base/lane_sum.hpp>
 #include <modicum/tune/delta_merge.hpp>
 #include <modicum/tune/ties.hpp>
 
@@ -30,8 +32,23 @@ class KeepMask {
   bool operator()(std::uint64_t element) const {
     return (bits(element >> 1) >> (element & 1 ? 32 : 0) & 0xffffffffu) < below_;
   }
+  /// 1 or 0 for each of the elements from `first` on.
+  void fill(std::uint64_t first, std::size_t count, float* keep) const {
+    std::size_t i = 0;
+    if ((first & 1) != 0 && count > 0) keep[i++] = (*this)(first) ? 1.0f : 0.0f;
+    for (; i + 2 <= count; i += 2) {
+      const std::uint64_t two = bits((first + i) >> 1);
+      keep[i] = one_below(two & 0xffffffffu);
+      keep[i + 1] = one_below(two >> 32);
+    }
+    if (i < count) keep[i] = (*this)(first + i) ? 1.0f : 0.0f;
+  }
 
  private:
+  /// Without a branch, which random bits would mispredict every other time.
+  float one_below(std::uint64_t x) const {
+    return std::bit_cast<float>(0x3f800000u & (0u - static_cast<std::uint32_t>((x - below_) >> 63)));
+  }
   std::uint64_t bits(std::uint64_t at) const {
     std::uint64_t z = key_ + (at + 1) * 0x9e3779b97f4a7c15u;
     z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
@@ -62,15 +79,21 @@ class RandomDrop {
       double all = 0, kept = 0;
     };
     std::vector<Sums> parts(tensor.tiles() * scales_.size());
-    for_each_tile(tensor, pool, pool.size(), [&](std::size_t, const Tile& tile) {
+    std::vector<std::vector<float>> masks(pool.size());
+    for_each_tile(tensor, pool, pool.size(), [&](std::size_t run, const Tile& tile) {
+      masks[run].resize(tile.count);
+      const float* const keep = masks[run].data();
       for (std::size_t m = 0; m < scales_.size(); ++m) {
         if (densities_[m] >= 1) continue;
-        Sums& sums = parts[tile.index * scales_.size() + m];
-        for (std::size_t i = 0; i < tile.count; ++i) {
-          const double size = std::abs(tile.models[m][i] - tile.base[i]);
-          sums.all += size;
-          sums.kept += masks_[m](tile.first + i) ? size : 0.0;
-        }
+        masks_[m].fill(tile.first, tile.count, masks[run].data());
+        const float* const model = tile.models[m];
+        Lanes all{}, kept{};
+        for_each_lane(tile.count, [&](std::size_t i, std::size_t lane) {
+          const float size = std::abs(model[i] - tile.base[i]);
+          all[lane] += static_cast<double>(size);
+          kept[lane] += static_cast<double>(size * keep[i]);
+        });
+        parts[tile.index * scales_.size() + m] = {sum(all), sum(kept)};
       }
     });
     for (std::size_t m = 0; m < scales_.size(); ++m) {
@@ -86,10 +109,12 @@ class RandomDrop {
   void apply(std::size_t model, const Tile& tile, float* delta) const {
     if (densities_[model] >= 1) return;
     const float scale = scales_[model];
-    const bool divides = rescale_ == Rescale::inverse_density;
-    for (std::size_t i = 0; i < tile.count; ++i) {
-      const float scaled = divides ? delta[i] / scale : delta[i] * scale;
-      delta[i] = masks_[model](tile.first + i) ? scaled : 0.0f;
+    std::vector<float> keep(tile.count);
+    masks_[model].fill(tile.first, tile.count, keep.data());
+    if (rescale_ == Rescale::inverse_density) {
+      for (std::size_t i = 0; i < tile.count; ++i) delta[i] = delta[i] * keep[i] / scale;
+    } else {
+      for (std::size_t i = 0; i < tile.count; ++i) delta[i] = delta[i] * keep[i] * scale;
     }
   }
 

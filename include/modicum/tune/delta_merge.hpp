@@ -21,10 +21,11 @@ concept Sparsifier = requires(S thin, const S& ready, const TensorReader& tensor
   ready.apply(model, tile, delta);
 };
 
-/// How the differences of several models become one: deltas [models][count] → out [count].
+/// How the differences of several models become one: deltas [models][count] → out [count]. The deltas may be
+/// changed, and there is room [2 · count] to work in.
 template <class C>
 concept Consensus = requires(const C& consensus, std::span<float* const> deltas, std::size_t count,
-                             float* out) { consensus.combine(deltas, count, out); };
+                             float* room, float* out) { consensus.combine(deltas, count, room, out); };
 
 /// Leaves all differences as they are.
 struct KeepAll {
@@ -42,7 +43,7 @@ class WeightedSum {
     if (std::abs(sum) >= 1e-8f) divisor_ = sum;
   }
 
-  void combine(std::span<float* const> deltas, std::size_t count, float* out) const {
+  void combine(std::span<float* const> deltas, std::size_t count, float*, float* out) const {
     for (std::size_t i = 0; i < count; ++i) out[i] = deltas[0][i] * weights_[0];
     for (std::size_t m = 1; m < deltas.size(); ++m) {
       for (std::size_t i = 0; i < count; ++i) out[i] += deltas[m][i] * weights_[m];
@@ -69,14 +70,14 @@ class DeltaMerge {
 
   void merge(const Tile& tile, std::vector<float>& scratch, float* out) const {
     const std::size_t models = tile.models.size();
-    scratch.resize(models * tile.count);
+    scratch.resize((models + 2) * tile.count);
     std::vector<float*> deltas(models);
     for (std::size_t m = 0; m < models; ++m) {
       float* const delta = deltas[m] = scratch.data() + m * tile.count;
       for (std::size_t i = 0; i < tile.count; ++i) delta[i] = tile.models[m][i] - tile.base[i];
       sparsifier_.apply(m, tile, delta);
     }
-    consensus_.combine(deltas, tile.count, out);
+    consensus_.combine(deltas, tile.count, scratch.data() + models * tile.count, out);
     if (lambda_ == 1) return;
     for (std::size_t i = 0; i < tile.count; ++i) out[i] *= lambda_;
   }

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <vector>
 
+#include <modicum/base/lane_sum.hpp>
 #include <modicum/tune/merge_method.hpp>
 
 namespace modicum::tune {
@@ -26,14 +27,14 @@ class Slerp {
     };
     std::vector<Sums> parts(tensor.tiles());
     for_each_tile(tensor, pool, pool.size(), [&](std::size_t, const Tile& tile) {
-      Sums sums;
-      for (std::size_t i = 0; i < tile.count; ++i) {
+      Lanes aa{}, bb{}, ab{};
+      for_each_lane(tile.count, [&](std::size_t i, std::size_t lane) {
         const double a = tile.base[i], b = tile.models[0][i];
-        sums.aa += a * a;
-        sums.bb += b * b;
-        sums.ab += a * b;
-      }
-      parts[tile.index] = sums;
+        aa[lane] += a * a;
+        bb[lane] += b * b;
+        ab[lane] += a * b;
+      });
+      parts[tile.index] = {sum(aa), sum(bb), sum(ab)};
     });
     Sums all;
     for (const Sums& part : parts) {

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -84,27 +86,57 @@ class SignElection {
         normalize_(normalize || definition != Definition::mergekit),
         zero_is_positive_(zero_is_positive) {}
 
-  void combine(std::span<float* const> deltas, std::size_t count, float* out) const {
+  void combine(std::span<float* const> deltas, std::size_t count, float* room, float* out) const {
+    float* const sign = room;
+    float* const divisor = room + count;
+    elect(deltas, count, sign);
     const bool weighted = definition_ == Definition::mergekit;
-    for (std::size_t i = 0; i < count; ++i) {
-      float sum = 0;
-      for (std::size_t m = 0; m < deltas.size(); ++m) {
-        if (weighted) deltas[m][i] *= weights_[m];
-        sum += deltas[m][i];
-      }
-      const bool positive = sum > 0 || (sum == 0 && zero_is_positive_);
-      float mixed = 0, divisor = 0;
-      for (std::size_t m = 0; m < deltas.size(); ++m) {
-        const float delta = deltas[m][i];
-        const bool agrees = positive ? delta > 0 : delta < 0;
-        mixed += agrees ? (weighted ? delta : delta * weights_[m]) : 0.0f;
-        divisor += agrees ? (weighted ? weights_[m] : 1.0f) : 0.0f;
-      }
-      out[i] = normalize_ && divisor != 0 ? mixed / divisor : mixed;
+    for (std::size_t i = 0; i < count; ++i) out[i] = divisor[i] = 0;
+    for (std::size_t m = 0; m < deltas.size(); ++m) {
+      const float scale = weighted ? 1.0f : weights_[m], share = weighted ? weights_[m] : 1.0f;
+      add_agreeing(deltas[m], sign, scale, share, count, out, divisor);
     }
+    if (!normalize_) return;
+    for (std::size_t i = 0; i < count; ++i) out[i] /= one_for_zero(divisor[i]);
   }
 
  private:
+  // Selections below are spelt in bits: compilers make branches of the others, which random signs mispredict.
+
+  static float one_for_zero(float x) {
+    const auto bits = std::bit_cast<std::uint32_t>(x);
+    return std::bit_cast<float>((bits & 0x7fffffffu) == 0 ? 0x3f800000u : bits);
+  }
+
+  /// ±1 for each element. With mergekit's definition the differences are weighted from here on.
+  void elect(std::span<float* const> deltas, std::size_t count, float* sign) const {
+    for (std::size_t i = 0; i < count; ++i) sign[i] = 0;
+    for (std::size_t m = 0; m < deltas.size(); ++m) {
+      float* const delta = deltas[m];
+      const float weight = definition_ == Definition::mergekit ? weights_[m] : 1.0f;
+      for (std::size_t i = 0; i < count; ++i) {
+        delta[i] *= weight;
+        sign[i] += delta[i];
+      }
+    }
+    // 0 + −0 is +0, so a sum of zero gets the sign of ties.
+    const float tie = zero_is_positive_ ? 1.0f : -1.0f;
+    for (std::size_t i = 0; i < count; ++i) sign[i] = tie * std::copysign(1.0f, tie * sign[i] + 0.0f);
+  }
+
+  /// Adds the differences that have the elected sign, times `scale`, and `share` for each of them.
+  static void add_agreeing(const float* delta, const float* sign, float scale, float share, std::size_t count,
+                           float* out, float* divisor) {
+    const auto share_bits = std::bit_cast<std::uint32_t>(share);
+    for (std::size_t i = 0; i < count; ++i) {
+      const float along = delta[i] * sign[i];
+      const float agrees = along > 0 ? along : 0.0f;
+      const auto positive = static_cast<std::uint32_t>(-std::bit_cast<std::int32_t>(agrees) >> 31);
+      out[i] += agrees * sign[i] * scale;
+      divisor[i] += std::bit_cast<float>(positive & share_bits);
+    }
+  }
+
   std::vector<float> weights_;
   Definition definition_;
   bool normalize_;

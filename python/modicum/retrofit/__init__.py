@@ -11,12 +11,12 @@ The solvers (`merge_kv`, `refine_ffn`, `gptq`, `low_rank`, …) work on plain ar
 """
 
 from modicum._core import low_rank
+from modicum.calibration import Calibration, SourceUse
 from modicum.compare import Comparison, Perplexity, compare, perplexity
+from modicum.own_text import OwnText
 from modicum.retrofit import probes
-from modicum.retrofit.calibration import Calibration, SourceUse
 from modicum.retrofit.cost_model import CostModel
 from modicum.retrofit.kv_merge import KvMerge, KvStatistics, merge_kv
-from modicum.retrofit.own_text import OwnText
 from modicum.retrofit.pictures import Point, edit_errors_svg, frontier_svg
 from modicum.retrofit.plan import Depth, Ffn, Kv, LowRank, Plan, Quantize, Window
 from modicum.retrofit.planned import Considered, Planned

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from modicum._core import InvalidArgument, ModelConfig, Unsupported
+from modicum.calibration import Calibration
 from modicum.model import Model, Progress
-from modicum.retrofit.calibration import Calibration
 from modicum.retrofit.candidates import Candidate, Space
 from modicum.retrofit.cost_model import CostModel
 from modicum.retrofit.loss_model import ErrorCurves, LossModel, Trial

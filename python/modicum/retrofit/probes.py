@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from modicum._core import ContextOverflow, InvalidArgument, Unsupported
+from modicum.calibration import bos_tokens
 from modicum.choose import LabelTrie
 from modicum.model import Model
-from modicum.retrofit.calibration import bos_tokens
 
 __all__ = ["Probe", "Probes", "Score", "arithmetic", "passkey", "recall", "run"]
 

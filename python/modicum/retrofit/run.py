@@ -17,11 +17,11 @@ import numpy.typing as npt
 
 from modicum import _core
 from modicum._core import InvalidArgument
+from modicum.calibration import Calibration
 from modicum.compare import compare
 from modicum.model import Progress, load
 from modicum.progress import duration
 from modicum.retrofit import probes as probing
-from modicum.retrofit.calibration import Calibration
 from modicum.retrofit.plan import Plan, as_plan
 from modicum.retrofit.report import EditError, KindBytes, Protocol, Report
 from modicum.retrofit.speed import measure

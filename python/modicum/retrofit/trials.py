@@ -12,9 +12,9 @@ import numpy as np
 
 from modicum import _core
 from modicum._core import InvalidArgument
+from modicum.calibration import Calibration
 from modicum.compare import compare
 from modicum.model import Model, Progress
-from modicum.retrofit.calibration import Calibration
 from modicum.retrofit.candidates import Space
 from modicum.retrofit.loss_model import Trial
 from modicum.retrofit.plan import Plan

@@ -7,6 +7,10 @@
 """
 
 from modicum.tune.arrays import Factors, factorize, keep_mask, merge_arrays
+from modicum.tune.guard import Check, Guard, GuardError, GuardReport, Limits, Trial
+from modicum.tune.guard_set import Choice, GuardSet, Reply
+from modicum.tune.guarded import merge
+from modicum.tune.manners import Item, Manners, measure_manners
 from modicum.tune.merge import (
     MergedKind,
     MergeReport,
@@ -16,22 +20,33 @@ from modicum.tune.merge import (
     merge_lora,
     write_patch,
 )
-from modicum.tune.merge import merge_plainly as merge
 from modicum.tune.plan import Input, MergePlan, as_plan, chat_vector
 
 __all__ = [
+    "Check",
+    "Choice",
     "Factors",
+    "Guard",
+    "GuardError",
+    "GuardReport",
+    "GuardSet",
     "Input",
+    "Item",
+    "Limits",
+    "Manners",
     "MergePlan",
     "MergeReport",
     "MergedKind",
     "PatchReport",
     "PatchedModule",
+    "Reply",
+    "Trial",
     "as_plan",
     "chat_vector",
     "extract_lora",
     "factorize",
     "keep_mask",
+    "measure_manners",
     "merge",
     "merge_arrays",
     "merge_lora",

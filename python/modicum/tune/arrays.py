@@ -51,7 +51,8 @@ def merge_arrays(
     arrays : the models' tensors, all of one shape.
     base : that differences are taken from and added to; of slerp the end at t = 0; None with linear.
     weights : of the models; None: 1 each.
-    density, options : as in :class:`MergePlan` (`definition`, `lambda_`, `t`, `normalize`, `rescale`, `seed`).
+    density, options : as in :class:`MergePlan` (`definition`, `lambda_`, `t`, `normalize`, `rescale`,
+        `seed`).
     name : of the tensor, on which random masks depend.
     """
     if len(arrays) == 0:
@@ -68,7 +69,7 @@ def merge_arrays(
 def keep_mask(
     count: int, density: float, *, name: str, model: int = 0, seed: int = 0
 ) -> npt.NDArray[np.bool_]:
-    """Which of `count` elements DARE keeps, of the tensor `name` of a plan's model number `model` (from 0)."""
+    """Which of `count` elements of the tensor `name` DARE keeps of a plan's model number `model` (from 0)."""
     return _core.keep_mask(seed, name, model, count, density)
 
 

@@ -11,9 +11,18 @@ from modicum import _core
 from modicum._core import InvalidArgument
 from modicum.model import Progress
 from modicum.solver import open_solver
+from modicum.tune.guard import GuardReport
 from modicum.tune.plan import Input, MergePlan, as_plan
 
-__all__ = ["MergeReport", "MergedKind", "PatchReport", "PatchedModule", "extract_lora", "merge_lora", "write_patch"]
+__all__ = [
+    "MergeReport",
+    "MergedKind",
+    "PatchReport",
+    "PatchedModule",
+    "extract_lora",
+    "merge_lora",
+    "write_patch",
+]
 
 Others = Literal["save", "drop"]
 
@@ -57,6 +66,7 @@ class MergeReport:
     partial_tokens : of the result, that some model lacks.
     dropped_tokens : of some model, that the result lacks.
     added_tokens : that the result's tokenizer was given.
+    guard : the verdict on the result; None without a guard.
     """
 
     plan: MergePlan
@@ -72,6 +82,7 @@ class MergeReport:
     dropped_tokens: list[str] = field(repr=False)
     added_tokens: list[str] = field(repr=False)
     seconds: float = 0.0
+    guard: GuardReport | None = None
 
     @property
     def moved_share(self) -> float:
@@ -83,6 +94,7 @@ class MergeReport:
         """As JSON holds it."""
         facts = asdict(self)
         facts["plan"] = self.plan.to_dict()
+        facts["guard"] = self.guard.to_dict() if self.guard else None
         return {"schema": "modicum.tune.merged/1", **facts, "moved_share": self.moved_share}
 
     def __str__(self) -> str:
@@ -101,15 +113,21 @@ class MergeReport:
                 "keep them as an adapter (--patch) or ask for another dtype"
             )
         lines += self._vocabulary()
+        if self.guard:
+            lines += [str(self.guard)]
         if self.resumed:
             lines.append(f"{self.resumed} tensors come from a run that was stopped")
-        lines.append(f"{self.tensors} tensors, {self.bytes / 1e6:,.1f} MB in {self.seconds:.2f} s: {self.out}")
+        lines.append(
+            f"{self.tensors} tensors, {self.bytes / 1e6:,.1f} MB in {self.seconds:.2f} s: {self.out}"
+        )
         return "\n".join(lines)
 
     def _vocabulary(self) -> list[str]:
         lines = []
         if self.unchecked:
-            lines.append("no tokenizer.json in some model: rows of equal number were taken for the same tokens")
+            lines.append(
+                "no tokenizer.json in some model: rows of equal number were taken for the same tokens"
+            )
         for tokens, words in (
             (self.added_tokens, "added to the vocabulary"),
             (self.partial_tokens, "not in every model"),
@@ -169,7 +187,11 @@ class PatchReport:
 
     def __str__(self) -> str:
         ranks = [module.rank for module in self.modules]
-        spread = f"{min(ranks)} to {max(ranks)}" if ranks and min(ranks) < max(ranks) else f"{max(ranks, default=0)}"
+        spread = (
+            f"{min(ranks)} to {max(ranks)}"
+            if ranks and min(ranks) < max(ranks)
+            else f"{max(ranks, default=0)}"
+        )
         lines = [f"{len(ranks)} linear layers with {spread} factors, {self.error:.2%} of the change lost"]
         for tensors, words in ((self.whole, "kept whole"), (self.dropped, "left out")):
             if tensors:
@@ -207,9 +229,7 @@ def merge_plainly(
     return MergeReport(plan=whole, out=str(out), **facts)
 
 
-def _kind(
-    *, square: float, change: float, stored_change: float, product: float, **counts: Any
-) -> MergedKind:
+def _kind(*, square: float, change: float, stored_change: float, product: float, **counts: Any) -> MergedKind:
     both = (change * stored_change) ** 0.5
     return MergedKind(
         **counts,

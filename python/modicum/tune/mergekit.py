@@ -70,7 +70,9 @@ def plan_of(config: Mapping[str, Any]) -> dict[str, Any]:
         plan["dtype"] = _DTYPES[dtype]
     _tokenizer(plan, config, base)
     if config.get("chat_template") not in (None, "auto"):
-        raise Unsupported("[mergekit] chat_template: expected none or 'auto', got a template; edit the result's")
+        raise Unsupported(
+            "[mergekit] chat_template: expected none or 'auto', got a template; edit the result's"
+        )
     return plan
 
 
@@ -179,7 +181,9 @@ def _split(reference: str) -> tuple[str, str | None]:
 
 def _known(fields: Mapping[str, Any], known: set[str], where: str) -> None:
     if unknown := sorted(set(fields) - known):
-        raise Unsupported(f"[mergekit] {where}: expected some of {', '.join(sorted(known))}, got {unknown[0]!r}")
+        raise Unsupported(
+            f"[mergekit] {where}: expected some of {', '.join(sorted(known))}, got {unknown[0]!r}"
+        )
 
 
 def _mapping(value: Any, where: str) -> Mapping[str, Any]:

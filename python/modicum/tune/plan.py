@@ -152,7 +152,9 @@ class MergePlan:
         except (yaml.YAMLError, RecursionError) as error:
             raise FormatError(f"[merge_plan] {str(path)!r}: expected YAML, got an error: {error}") from error
         if not isinstance(document, dict):
-            raise FormatError(f"[merge_plan] {str(path)!r}: expected a mapping, got {type(document).__name__}")
+            raise FormatError(
+                f"[merge_plan] {str(path)!r}: expected a mapping, got {type(document).__name__}"
+            )
         return cls.from_dict(document)
 
     def at(self, alpha: float) -> MergePlan:
@@ -177,7 +179,9 @@ class MergePlan:
         if self.method == "linear":
             return f"linear: {' + '.join(parts)}"
         scale = "" if self.lambda_ == 1 else f"{_number(self.lambda_)} × "
-        return f"{_name(self.onto or self.base)} + {scale}{self.method}({', '.join(parts)} − {_name(self.base)})"
+        return (
+            f"{_name(self.onto or self.base)} + {scale}{self.method}({', '.join(parts)} − {_name(self.base)})"
+        )
 
 
 def chat_vector(
@@ -211,7 +215,9 @@ def as_plan(plan: MergePlan | Mapping[str, Any] | str | Path) -> MergePlan:
         return MergePlan.from_dict(plan)
     if isinstance(plan, str | Path):
         return MergePlan.load(plan)
-    raise InvalidArgument(f"[merge_plan] plan: expected a MergePlan, a dict or a path, got {type(plan).__name__}")
+    raise InvalidArgument(
+        f"[merge_plan] plan: expected a MergePlan, a dict or a path, got {type(plan).__name__}"
+    )
 
 
 def _dumps(plan: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from modicum._core import FormatError, InvalidArgument, IoError, Tokenizer
 from modicum.documents import MAX_BYTES, read_documents
-from modicum.retrofit.own_text import OwnText
+from modicum.own_text import OwnText
 
 __all__ = ["TokenSource", "read_source"]
 

@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from modicum._core import ContextOverflow, Error, InvalidArgument, Tokenizer
 from modicum.model import Model, Progress, Prompt
-from modicum.retrofit.own_text import OwnText, generate_text
-from modicum.retrofit.text_sources import Source, TokenSource, read_source
+from modicum.own_text import OwnText, generate_text
+from modicum.text_sources import Source, TokenSource, read_source
 
 __all__ = ["Calibration", "SourceUse", "bos_tokens"]
 
