@@ -25,8 +25,9 @@ STANDS_ON: dict[str, tuple[str, ...]] = {
     "decode": ("model",),
     "search": ("decode",),
     "cag": ("decode",),
-    "retrofit": ("model", "linalg"),
-    "tune": ("model", "linalg"),
+    "statistics": ("model", "linalg"),
+    "retrofit": ("statistics",),
+    "tune": ("statistics",),
     "python": ("search", "cag", "retrofit", "tune"),
 }
 # The kernels are the inside of ops: each sees the other.

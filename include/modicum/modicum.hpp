@@ -30,3 +30,4 @@
 #include <modicum/text/tokenizer.hpp>
 #include <modicum/tune/merge.hpp>
 #include <modicum/tune/patch.hpp>
+#include <modicum/tune/project.hpp>

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import modicum as mo
-from modicum import choose, cli_cag, cli_retrofit
+from modicum import choose, cli_cag, cli_retrofit, cli_tune
 from modicum.command import (
     add_beam_options,
     add_load_options,
@@ -64,6 +64,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_choose(commands)
     _add_quantize(commands)
     cli_retrofit.add_commands(commands)
+    cli_tune.add_commands(commands)
     cli_cag.add_commands(commands)
     _add_demo(commands)
     return parser

@@ -135,6 +135,46 @@ py::dict factorize(const Floats& matrix, std::size_t rank) {
   return d;
 }
 
+py::dict project(const std::string& instruct, const std::string& tuned, const std::string& adapter,
+                 const py::array_t<TokenId, py::array::c_style | py::array::forcecast>& tokens,
+                 const std::vector<std::size_t>& lengths, const std::filesystem::path& out, double energy,
+                 bool others, const std::filesystem::path& work, std::uint64_t shard_bytes,
+                 std::uint64_t sync_bytes, std::size_t threads, const py::object& progress) {
+  const Progress callback = python_progress(progress);
+  if (tokens.ndim() != 2)
+    fail({.op = "project", .what = "tokens", .expected = "[sequences, length]", .got = "another shape"});
+  const tune::ProtectedText text{.tokens = {tokens.data(), static_cast<std::size_t>(tokens.size())},
+                                 .length = static_cast<std::size_t>(tokens.shape(1)),
+                                 .lengths = lengths};
+  tune::ProjectReport report;
+  {
+    const py::gil_scoped_release release;
+    ThreadPool pool(threads);
+    report = tune::project(instruct, {.model = tuned, .adapter = adapter}, text, out,
+                           {.energy = energy,
+                            .others = others,
+                            .merge = {.work = work, .shard_bytes = shard_bytes, .sync_bytes = sync_bytes}},
+                           pool, callback);
+  }
+  py::list modules;
+  for (const tune::ProjectedModule& module : report.modules) {
+    py::dict m;
+    m["module"] = module.module;
+    m["inputs"] = module.inputs;
+    m["directions"] = module.directions;
+    m["kept"] = module.kept;
+    m["before"] = module.before;
+    m["after"] = module.after;
+    modules.append(m);
+  }
+  py::dict d;
+  d["modules"] = modules;
+  d["tokens"] = report.tokens;
+  d["bytes"] = report.bytes;
+  d["seconds"] = report.seconds;
+  return d;
+}
+
 /// The whole of a plan, defaults written out.
 std::string merge_plan(const std::string& plan) {
   const tune::MergePlan parsed = tune::parse_merge_plan(plan);
@@ -160,6 +200,10 @@ void bind_tune(py::module_& m) {
   m.def("merge_arrays", &merge_arrays, py::arg("plan"), py::arg("base"), py::arg("arrays"), py::kw_only(),
         py::arg("name"), py::arg("threads"));
   m.def("factorize", &factorize, py::arg("matrix"), py::arg("rank"));
+  m.def("project", &project, py::arg("instruct"), py::arg("tuned"), py::arg("adapter"), py::arg("tokens"),
+        py::arg("lengths"), py::arg("out"), py::kw_only(), py::arg("energy"), py::arg("others"),
+        py::arg("work"), py::arg("shard_bytes"), py::arg("sync_bytes"), py::arg("threads"),
+        py::arg("progress"));
   m.def("merge_plan", &merge_plan, py::arg("plan"));
   m.def("keep_mask", &keep_mask, py::arg("seed"), py::arg("tensor"), py::arg("model"), py::arg("count"),
         py::arg("density"));

@@ -4,11 +4,11 @@
 #include <algorithm>
 
 #include <modicum/retrofit/ffn_refine.hpp>
-#include <modicum/retrofit/statistics.hpp>
+#include <modicum/statistics/moments.hpp>
 
 #include "chunks.hpp"
 #include "layer_editor.hpp"
-#include "layer_pass.hpp"
+#include "../statistics/layer_pass.hpp"
 #include "packed_linear.hpp"
 #include "standard_form.hpp"
 

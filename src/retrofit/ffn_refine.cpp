@@ -10,7 +10,7 @@
 #include <modicum/ops/elementwise.hpp>
 #include <modicum/retrofit/ffn_refine.hpp>
 #include <modicum/retrofit/ridge.hpp>
-#include <modicum/retrofit/statistics.hpp>
+#include <modicum/statistics/moments.hpp>
 
 #include "conjugate_gradient.hpp"
 #include "ffn_linear.hpp"

@@ -18,12 +18,12 @@
 #include <modicum/retrofit/kv_statistics.hpp>
 #include <modicum/retrofit/ridge.hpp>
 #include <modicum/retrofit/run.hpp>
-#include <modicum/retrofit/statistics.hpp>
+#include <modicum/statistics/moments.hpp>
 
 #include "activation_file.hpp"
 #include "chunks.hpp"
 #include "journal.hpp"
-#include "layer_pass.hpp"
+#include "../statistics/layer_pass.hpp"
 #include "packed_linear.hpp"
 #include "student_layer.hpp"
 

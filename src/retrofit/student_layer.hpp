@@ -15,32 +15,15 @@
 #include <modicum/model/weights.hpp>
 #include <modicum/retrofit/round_matrix.hpp>
 
+#include "../statistics/linear_layers.hpp"
+
 namespace modicum::retrofit {
-
-/// The linear layers of a decoder layer.
-enum class Linear { q, k, v, o, gate, up, down };
-inline constexpr Linear kLinears[] = {Linear::q,    Linear::k,  Linear::v,   Linear::o,
-                                      Linear::gate, Linear::up, Linear::down};
-
-/// Elements [rows · cols], row-major.
-std::vector<float> floats_of(const WeightView& weight);
-
-/// Rows and columns of a linear layer in a model of this configuration.
-std::pair<std::size_t, std::size_t> shape_of(const ModelConfig& config, Linear linear);
 
 /// A tensor of the output that the source does not hold in this form.
 struct NewTensor {
   TensorSpec spec;
   std::vector<std::byte> bytes;
 };
-
-/// "self_attn.q_proj", …, "mlp.down_proj".
-std::string_view module_of(Linear linear);
-LinearWeights& weights_of(LayerWeights& layer, Linear linear);
-const LinearWeights& weights_of(const LayerWeights& layer, Linear linear);
-
-/// The matrix in f64, [rows, cols].
-linalg::Matrix widened(const WeightView& weight);
 
 /// The weights of a layer, and the tensors in which they differ from the source: what is set is rounded to
 /// the type that the source stores (matrices: to that of the model), and the forward pass uses it so.

@@ -18,7 +18,7 @@
 #include "attention_weights.hpp"
 #include "chunks.hpp"
 #include "layer_editor.hpp"
-#include "layer_pass.hpp"
+#include "../statistics/layer_pass.hpp"
 #include "student_layer.hpp"
 
 namespace modicum::retrofit {

@@ -56,7 +56,7 @@ decltype(auto) with_method(const TensorSettings& s, const WholeModel* whole, F&&
   const auto band = [&] { return OutlierTrim(s.densities, s.gammas); };
   switch (s.method) {
     case Method::linear:
-      return f(Linear(s.weights, s.normalize));
+      return f(LinearMerge(s.weights, s.normalize));
     case Method::slerp:
       return f(Slerp(s.t));
     case Method::task_arithmetic:

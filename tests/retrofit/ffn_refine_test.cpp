@@ -127,7 +127,7 @@ struct Narrowed {
     for (float& value : negative) value = -value;
     t = with_bias(t, negative).topRows(static_cast<Eigen::Index>(fitted));
     const RowMajor z = inner_of(layer, as_matrix(x, rows, layer.width)).topRows(t.rows());
-    const retrofit::Moments moments{z.transpose() * z, t.transpose() * z, t.colwise().squaredNorm()};
+    const Moments moments{z.transpose() * z, t.transpose() * z, t.colwise().squaredNorm()};
     const auto width = static_cast<Eigen::Index>(layer.width), inner = static_cast<Eigen::Index>(layer.inner);
     const RowMajorF down = retrofit::ridge(moments, linalg::Matrix::Zero(width, inner), 1e-6).cast<float>();
     layer.down.assign(down.data(), down.data() + down.size());

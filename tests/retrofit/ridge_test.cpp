@@ -13,6 +13,7 @@
 #include "support/catch.hpp"
 
 using namespace modicum::retrofit;
+using modicum::Moments;
 using modicum::FormatError;
 using modicum::InvalidArgument;
 namespace linalg = modicum::linalg;

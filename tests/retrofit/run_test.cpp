@@ -15,7 +15,7 @@
 #include <modicum/ops/elementwise.hpp>
 #include <modicum/retrofit/run.hpp>
 
-#include "../../src/retrofit/layer_pass.hpp"
+#include "../../src/statistics/layer_pass.hpp"
 #include "base/temporary_directory.hpp"
 #include "model/random_model.hpp"
 #include "support/catch.hpp"

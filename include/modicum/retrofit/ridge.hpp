@@ -6,7 +6,7 @@
 #include <vector>
 
 #include <modicum/linalg/dense.hpp>
-#include <modicum/retrofit/statistics.hpp>
+#include <modicum/statistics/moments.hpp>
 
 namespace modicum::retrofit {
 

@@ -10,11 +10,11 @@
 namespace modicum::tune {
 
 /// Σ w θ / Σ w, or without the divisor: model soups (Wortsman et al. 2022, arXiv:2203.05482).
-class Linear {
+class LinearMerge {
  public:
   static constexpr Outcome kOutcome = Outcome::value;
 
-  Linear(std::vector<float> weights, bool normalize) : weights_(std::move(weights)) {
+  LinearMerge(std::vector<float> weights, bool normalize) : weights_(std::move(weights)) {
     if (!normalize) return;
     divisor_ = 0;
     for (const float weight : weights_) divisor_ += weight;
@@ -35,6 +35,6 @@ class Linear {
   std::vector<float> weights_;
   float divisor_ = 1;
 };
-static_assert(MergeMethod<Linear>);
+static_assert(MergeMethod<LinearMerge>);
 
 }  // namespace modicum::tune

@@ -21,6 +21,7 @@ from modicum.tune.merge import (
     write_patch,
 )
 from modicum.tune.plan import Input, MergePlan, as_plan, chat_vector
+from modicum.tune.project import ProjectedModule, ProjectReport, conversations, project
 
 __all__ = [
     "Check",
@@ -39,10 +40,13 @@ __all__ = [
     "MergedKind",
     "PatchReport",
     "PatchedModule",
+    "ProjectReport",
+    "ProjectedModule",
     "Reply",
     "Trial",
     "as_plan",
     "chat_vector",
+    "conversations",
     "extract_lora",
     "factorize",
     "keep_mask",
@@ -50,5 +54,6 @@ __all__ = [
     "merge",
     "merge_arrays",
     "merge_lora",
+    "project",
     "write_patch",
 ]

@@ -136,9 +136,9 @@ class GuardError(Error, ValueError):
         failed = ", ".join(c.name for c in report.checks if c.passed is False)
         tried = ", ".join(f"{t.alpha:.3g}" for t in report.trials)
         super().__init__(
-            f"[guard] “{report.name}”: expected a result within its limits, got {failed or 'none'} too far at "
-            f"every strength tried ({tried}); look at the report, widen what you can live with, or start from "
-            "models that are nearer"
+            f"[guard] “{report.name}”: expected a result within its limits, got {failed or 'none'} too "
+            f"far at every strength tried ({tried}); look at the report, widen what you can live with, or "
+            "start from models that are nearer"
         )
         self.report = report
 
@@ -174,6 +174,27 @@ class Guard:
         )
         self.domain, self.tokens = domain, tokens
         self.limits = limits or Limits()
+
+    def judge(
+        self,
+        model: str | Path,
+        reference: str | Path | None = None,
+        *,
+        before: str | Path | None = None,
+        threads: int | None = None,
+        progress: Progress | None = None,
+    ) -> GuardReport:
+        """The verdict on a model that is there already.
+
+        Parameters
+        ----------
+        reference : the instruct model; None: the guard's.
+        before : the model that was changed, for comparison; None: the reference.
+        """
+        known = reference or self.reference
+        if known is None:
+            raise InvalidArgument("[guard] reference: expected an instruct model to compare with, got none")
+        return Watch(self, known, before or known, threads=threads, progress=progress).judge(model)
 
 
 class Watch:
@@ -222,7 +243,8 @@ class Watch:
         model = load(result, threads=self.threads)
         if model.chat_template is None:
             raise InvalidArgument(
-                f"[guard] {result}: expected a chat template in the result, got none; name the plan's chat model"
+                f"[guard] {result}: expected a chat template in the result, got none; "
+                "name the plan's chat model"
             )
         found = self._measure(model)
         checks = [*self._choices(found), *self._text(found)]

@@ -72,11 +72,11 @@ def merge(
     options: dict[str, Any] = {"threads": threads, "shard_bytes": shard_bytes, "progress": progress}
     if guard is None:
         return merge_plainly(whole, out, work=work, **options)
-    path = Path(os.path.abspath(out))
+    path = Path(out).absolute()
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise InvalidArgument(
-            f"[merge] {str(out)!r}: expected no such directory yet, or an empty one, got one that holds something; "
-            "choose another path, or remove what is there first"
+            f"[merge] {str(out)!r}: expected no such directory yet, or an empty one, got one that holds "
+            "something; choose another path, or remove what is there first"
         )
     reference = guard.reference or whole.chat
     if reference is None:
@@ -157,8 +157,8 @@ def _trials_beside(path: Path, work: str | Path | None) -> Iterator[Path]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise InvalidArgument(
-                f"[merge] {str(path)!r}: expected an output that nobody else writes, got another process at work "
-                "on it; wait for that one"
+                f"[merge] {str(path)!r}: expected an output that nobody else writes, got another process "
+                "at work on it; wait for that one"
             ) from None
         for left in folder.iterdir():
             if left.name != "lock":
@@ -173,6 +173,6 @@ def _trials_beside(path: Path, work: str | Path | None) -> Iterator[Path]:
 
 def _move(found: Path, to: Path) -> None:
     try:
-        os.rename(found, to)
+        found.rename(to)
     except OSError as error:
         raise IoError(f"[merge] renaming the result to {str(to)!r}, failed: {error.strerror}") from None

@@ -109,8 +109,8 @@ class MergeReport:
             )
         if self.moved_share < 0.9:
             lines.append(
-                f"{1 - self.moved_share:.0%} of the changes are too small for the stored type and were rounded away; "
-                "keep them as an adapter (--patch) or ask for another dtype"
+                f"{1 - self.moved_share:.0%} of the changes are too small for the stored type and were "
+                "rounded away; keep them as an adapter (--patch) or ask for another dtype"
             )
         lines += self._vocabulary()
         if self.guard:

@@ -61,9 +61,10 @@ class MergePlan:
 
     Attributes
     ----------
-    method : "linear" (the weighted mean), "slerp" (from the base to one model, `t` of the way), or differences
-        from the base: "task_arithmetic", "ties" (Yadav et al. 2023), "dare_linear" and "dare_ties" (Yu et al.
-        2024), "breadcrumbs" and "breadcrumbs_ties" (Davari & Belilovsky 2024), "magnitude_prune" (PEFT).
+    method : "linear" (the weighted mean), "slerp" (from the base to one model, `t` of the way), or
+        differences from the base: "task_arithmetic", "ties" (Yadav et al. 2023), "dare_linear" and
+        "dare_ties" (Yu et al. 2024), "breadcrumbs" and "breadcrumbs_ties" (Davari & Belilovsky 2024),
+        "magnitude_prune" (PEFT).
     definition : whose definition of the method counts, "mergekit", "peft" or "paper": they differ in results.
     base : that differences are taken from; of slerp, the end at t = 0.
     onto : that they are added to; None: the base. For a Chat Vector, the base that was tuned on.

@@ -9,7 +9,7 @@
 
 #include "../model/rope_angles.hpp"
 
-namespace modicum::retrofit {
+namespace modicum {
 
 LayerPass::LayerPass(const ModelConfig& config, DType dtype, std::size_t sequences, std::size_t length,
                      ThreadPool& pool)
@@ -135,4 +135,4 @@ void LayerPass::run(const LayerWeights& layer, std::size_t window, const float* 
   close_ffn(layer);
 }
 
-}  // namespace modicum::retrofit
+}  // namespace modicum

@@ -8,12 +8,11 @@
 #include <vector>
 
 #include <modicum/base/error.hpp>
-#include <modicum/retrofit/statistics.hpp>
+#include <modicum/statistics/moments.hpp>
 
 #include "support/catch.hpp"
 
 using namespace modicum;
-using namespace modicum::retrofit;
 using Eigen::Index;
 
 namespace {

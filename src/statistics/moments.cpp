@@ -3,9 +3,9 @@
 #include <cmath>
 
 #include <modicum/base/error.hpp>
-#include <modicum/retrofit/statistics.hpp>
+#include <modicum/statistics/moments.hpp>
 
-namespace modicum::retrofit {
+namespace modicum {
 namespace {
 
 constexpr std::size_t kBlockBytes = std::size_t{48} << 20;
@@ -227,4 +227,4 @@ std::vector<float> relative_factors(const float* reference, std::size_t rows, st
   return factors;
 }
 
-}  // namespace modicum::retrofit
+}  // namespace modicum

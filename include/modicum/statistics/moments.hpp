@@ -12,7 +12,7 @@
 #include <modicum/ops/matmul.hpp>
 #include <modicum/tensor/dtype.hpp>
 
-namespace modicum::retrofit {
+namespace modicum {
 
 /// What a pass over calibration text leaves behind: a commutative monoid up to rounding. Parts that are
 /// merged in one fixed order give the same bits whoever computed them.
@@ -100,4 +100,4 @@ static_assert(Statistics<ChannelMagnitudes>);
 /// this, the few tokens of massive activations (Sun et al. 2024, arXiv:2402.17762) would decide alone.
 std::vector<float> relative_factors(const float* reference, std::size_t rows, std::size_t width);
 
-}  // namespace modicum::retrofit
+}  // namespace modicum

@@ -11,7 +11,7 @@
 #include <modicum/model/weights.hpp>
 #include <modicum/ops/matmul.hpp>
 
-namespace modicum::retrofit {
+namespace modicum {
 
 /// Reads up to `sequences` sequences of `length` tokens through one layer at a time, by the kernels and in
 /// the numbers of `Transformer`. Each step fills what the next one reads; matrices are [rows, width] f32,
@@ -59,4 +59,4 @@ class LayerPass {
   ops::MatmulScratch scratch_;
 };
 
-}  // namespace modicum::retrofit
+}  // namespace modicum
