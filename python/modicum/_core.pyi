@@ -7,7 +7,7 @@ import numpy
 import numpy.typing
 import os
 import typing
-__all__: list[str] = ['ABSTAIN_BELOW', 'AllOf', 'Answer', 'BeamHypothesis', 'BeamMode', 'BeamOptions', 'BeamResult', 'BeamStats', 'Branch', 'BuildOptions', 'Cancelled', 'Citation', 'Constraint', 'ContextOverflow', 'Corrupt', 'Cost', 'DeviceError', 'Document', 'EarlyStopping', 'Error', 'Expected', 'FingerprintMismatch', 'FormatError', 'GenerateResult', 'InvalidArgument', 'IoError', 'Knowledge', 'KvStatistics', 'Lexicon', 'MachineLimits', 'Model', 'ModelConfig', 'ModelScores', 'OutOfMemory', 'PhraseConstraint', 'PythonConstraint', 'SequenceBias', 'Session', 'StreamDecoder', 'TextStream', 'Tokenizer', 'Unsupported', 'WhenFull', 'active_isa', 'adopt_knowledge', 'awq_scales', 'beam', 'beam_over', 'build_knowledge', 'compare', 'extend', 'generate', 'gptq', 'grouped_query_sources', 'inspect_knowledge', 'lexicon_of_ids', 'lexicon_of_texts', 'logits', 'low_rank', 'machine_limits', 'merge_kv', 'open_lapack', 'open_lexicon', 'pack_linear', 'perplexity', 'plan_knowledge', 'quantization_json', 'quantize', 'read_bandwidth', 'refine_ffn', 'retrofit_estimate', 'retrofit_plan', 'retrofit_run', 'retrofit_survey', 'round_nearest', 'shared_prompt_ids', 'smooth_scales', 'solver', 'supported_isas', 'tensor_bytes', 'update_knowledge', 'verify_knowledge', 'warp']
+__all__: list[str] = ['ABSTAIN_BELOW', 'AllOf', 'Answer', 'BeamHypothesis', 'BeamMode', 'BeamOptions', 'BeamResult', 'BeamStats', 'Branch', 'BuildOptions', 'Cancelled', 'Citation', 'Constraint', 'ContextOverflow', 'Corrupt', 'Cost', 'DeviceError', 'Document', 'EarlyStopping', 'Error', 'Expected', 'FingerprintMismatch', 'FormatError', 'GenerateResult', 'InvalidArgument', 'IoError', 'Knowledge', 'KvStatistics', 'Lexicon', 'MachineLimits', 'Model', 'ModelConfig', 'ModelScores', 'OutOfMemory', 'PhraseConstraint', 'PythonConstraint', 'SequenceBias', 'Session', 'StreamDecoder', 'TextStream', 'Tokenizer', 'Unsupported', 'WhenFull', 'active_isa', 'adopt_knowledge', 'awq_scales', 'beam', 'beam_over', 'build_knowledge', 'compare', 'extend', 'factorize', 'generate', 'gptq', 'grouped_query_sources', 'inspect_knowledge', 'keep_mask', 'lexicon_of_ids', 'lexicon_of_texts', 'logits', 'low_rank', 'machine_limits', 'merge', 'merge_arrays', 'merge_kv', 'merge_plan', 'open_lapack', 'open_lexicon', 'pack_linear', 'perplexity', 'plan_knowledge', 'project', 'quantization_json', 'quantize', 'read_bandwidth', 'refine_ffn', 'retrofit_estimate', 'retrofit_plan', 'retrofit_run', 'retrofit_survey', 'round_nearest', 'shared_prompt_ids', 'smooth_scales', 'solver', 'supported_isas', 'tensor_bytes', 'update_knowledge', 'verify_knowledge', 'warp', 'write_patch']
 class Error(Exception):
     """
     Root of everything that modicum raises.
@@ -1056,6 +1056,8 @@ def extend(extensions: collections.abc.Sequence[tuple[Branch, collections.abc.Se
     
     Keys and values that branches share are read from memory once for all of them. Returns the new leaves, in order.
     """
+def factorize(matrix: typing.Annotated[numpy.typing.ArrayLike, numpy.float32], rank: typing.SupportsInt | typing.SupportsIndex) -> dict:
+    ...
 def generate(start: Branch, prompt: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], *, max_new_tokens: typing.SupportsInt | typing.SupportsIndex, min_new_tokens: typing.SupportsInt | typing.SupportsIndex, stop_ids: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], stop: collections.abc.Sequence[str], temperature: typing.SupportsFloat | typing.SupportsIndex, top_k: typing.SupportsInt | typing.SupportsIndex, top_p: typing.SupportsFloat | typing.SupportsIndex, min_p: typing.SupportsFloat | typing.SupportsIndex, repetition_penalty: typing.SupportsFloat | typing.SupportsIndex, seed: typing.SupportsInt | typing.SupportsIndex, with_text: bool, callback: typing.Any) -> GenerateResult:
     ...
 def gptq(weights: typing.Annotated[numpy.typing.ArrayLike, numpy.float32], gram: typing.Annotated[numpy.typing.ArrayLike, numpy.float64], *, bits: typing.SupportsInt | typing.SupportsIndex, group: typing.SupportsInt | typing.SupportsIndex, act_order: bool, damping: typing.SupportsFloat | typing.SupportsIndex, scale_dtype: str, threads: typing.SupportsInt | typing.SupportsIndex) -> tuple:
@@ -1066,6 +1068,8 @@ def inspect_knowledge(path: os.PathLike | str | bytes) -> dict:
     """
     What a knowledge file holds, after checking its seal and checksums.
     """
+def keep_mask(seed: typing.SupportsInt | typing.SupportsIndex, tensor: str, model: typing.SupportsInt | typing.SupportsIndex, count: typing.SupportsInt | typing.SupportsIndex, density: typing.SupportsFloat | typing.SupportsIndex) -> numpy.typing.NDArray[numpy.bool]:
+    ...
 def lexicon_of_ids(entries: collections.abc.Iterable, *, tokenizer: Tokenizer | None, progress: typing.Any) -> Lexicon:
     ...
 def lexicon_of_texts(tokenizer: Tokenizer, texts: collections.abc.Iterable, *, prefix: str, threads: typing.SupportsInt | typing.SupportsIndex, progress: typing.Any) -> Lexicon:
@@ -1096,7 +1100,13 @@ def machine_limits(*, threads: typing.SupportsInt | typing.SupportsIndex = 0) ->
     """
     Measures, for some tenths of a second, what this machine can do; `threads` 0 means every processor.
     """
+def merge(plan: str, out: os.PathLike | str | bytes, *, work: os.PathLike | str | bytes, shard_bytes: typing.SupportsInt | typing.SupportsIndex, sync_bytes: typing.SupportsInt | typing.SupportsIndex, threads: typing.SupportsInt | typing.SupportsIndex, progress: typing.Any) -> dict:
+    ...
+def merge_arrays(plan: str, base: typing.Annotated[numpy.typing.ArrayLike, numpy.float32] | None, arrays: collections.abc.Sequence[typing.Annotated[numpy.typing.ArrayLike, numpy.float32]], *, name: str, threads: typing.SupportsInt | typing.SupportsIndex) -> numpy.typing.NDArray[numpy.float32]:
+    ...
 def merge_kv(q: typing.Annotated[numpy.typing.ArrayLike, numpy.float64], k: typing.Annotated[numpy.typing.ArrayLike, numpy.float64], v: typing.Annotated[numpy.typing.ArrayLike, numpy.float64], o: typing.Annotated[numpy.typing.ArrayLike, numpy.float64], statistics: KvStatistics, *, kv_heads: typing.SupportsInt | typing.SupportsIndex, method: str, grouping: str, q_bias: typing.Annotated[numpy.typing.ArrayLike, numpy.float64] | None, k_bias: typing.Annotated[numpy.typing.ArrayLike, numpy.float64] | None, v_bias: typing.Annotated[numpy.typing.ArrayLike, numpy.float64] | None, qk_norm: bool) -> dict:
+    ...
+def merge_plan(plan: str) -> str:
     ...
 def open_lapack(path: str) -> bool:
     """
@@ -1109,6 +1119,8 @@ def pack_linear(integers: typing.Annotated[numpy.typing.ArrayLike, numpy.int8], 
 def perplexity(model: Model, sequences: typing.Annotated[numpy.typing.ArrayLike, numpy.int32], *, progress: typing.Any = None) -> dict:
     ...
 def plan_knowledge(model: Model, documents: collections.abc.Sequence[Document], options: BuildOptions) -> dict:
+    ...
+def project(instruct: str, tuned: str, adapter: str, tokens: typing.Annotated[numpy.typing.ArrayLike, numpy.int32], lengths: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], out: os.PathLike | str | bytes, *, energy: typing.SupportsFloat | typing.SupportsIndex, others: bool, work: os.PathLike | str | bytes, shard_bytes: typing.SupportsInt | typing.SupportsIndex, sync_bytes: typing.SupportsInt | typing.SupportsIndex, threads: typing.SupportsInt | typing.SupportsIndex, progress: typing.Any) -> dict:
     ...
 def quantization_json(modules: collections.abc.Sequence[tuple[str, typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex]], ignore: collections.abc.Sequence[str]) -> str:
     ...
@@ -1155,5 +1167,7 @@ def update_knowledge(model: Model, path: os.PathLike | str | bytes, put: collect
 def verify_knowledge(model: Model, path: os.PathLike | str | bytes, samples: typing.SupportsInt | typing.SupportsIndex, progress: typing.Any) -> tuple[int, float]:
     ...
 def warp(logits: typing.Annotated[numpy.typing.ArrayLike, numpy.float32], *, temperature: typing.SupportsFloat | typing.SupportsIndex, top_k: typing.SupportsInt | typing.SupportsIndex, top_p: typing.SupportsFloat | typing.SupportsIndex, min_p: typing.SupportsFloat | typing.SupportsIndex) -> numpy.typing.NDArray[numpy.float32]:
+    ...
+def write_patch(plan: str, out: os.PathLike | str | bytes, *, rank: typing.SupportsInt | typing.SupportsIndex, error: typing.SupportsFloat | typing.SupportsIndex, dtype: str, keep_others: bool, threads: typing.SupportsInt | typing.SupportsIndex, progress: typing.Any) -> dict:
     ...
 ABSTAIN_BELOW: float = 0.45

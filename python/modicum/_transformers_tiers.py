@@ -27,6 +27,9 @@ RECOMPUTE_TOKENS = 16384
 CHECK_STEPS = ((0, 0, 0), (2, 0, 0, 1), (3, 3, 1))
 
 
+_CACHE_NAMES = ("cache", "past_key_values", "cache_params")
+
+
 class Tier(Protocol):
     """Tensors in, tensors out; the step around it has checked the arguments."""
 
@@ -63,6 +66,8 @@ class Forward:
         self.model = model
         base = model.get_base_model() if hasattr(model, "get_base_model") else model  # of PEFT
         self._parameters = set(inspect.signature(base.forward).parameters)
+        # transformers 5.24 calls every cache `cache`; the releases before it know it by two names.
+        self.cache_name = next((n for n in _CACHE_NAMES if n in self._parameters), None)
         embedding = model.get_input_embeddings()
         self.device = embedding.weight.device
         self.tokens_known = int(embedding.weight.shape[0])
@@ -124,11 +129,10 @@ class BatchTier:
     name: TierName = "batch"
 
     def __init__(self, forward: Forward) -> None:
-        names = [n for n in ("past_key_values", "cache_params") if forward.takes(n)]
-        if not names or not forward.takes("use_cache"):
-            raise Unsupported("[transformers_step] forward: expected past_key_values and use_cache")
+        if forward.cache_name is None or not forward.takes("use_cache"):
+            raise Unsupported("[transformers_step] forward: expected a cache and use_cache")
         self._forward = forward
-        self._cache_name = names[0]
+        self._cache_name = forward.cache_name
         self.reset()
 
     def reset(self) -> None:

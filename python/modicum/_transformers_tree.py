@@ -43,6 +43,7 @@ FIRST_TAIL = 64
 ATTENTION_KINDS = {"full_attention", "sliding_attention", "chunked_attention"}
 # What models hand on to every attention function and what changes nothing in a tree.
 HARMLESS = {
+    "cache",
     "cache_position",
     "output_attentions",
     "output_hidden_states",
@@ -345,8 +346,8 @@ class TreeTier:
 
     def __init__(self, forward: Any) -> None:
         check_attention(forward.model)
-        if not (forward.takes("position_ids") and forward.takes("past_key_values")):
-            raise Unsupported("[transformers_step] forward: expected position_ids and past_key_values")
+        if not forward.takes("position_ids") or forward.cache_name not in ("cache", "past_key_values"):
+            raise Unsupported("[transformers_step] forward: expected position_ids and a cache")
         kinds = getattr(forward.text_config, "layer_types", None) or []
         if others := sorted(set(kinds) - ATTENTION_KINDS):
             raise Unsupported(f"[transformers_step] layers: expected attention, got {', '.join(others)}")
@@ -364,7 +365,8 @@ class TreeTier:
 
     def start(self, ids: Ids) -> torch.Tensor:
         cache = TrieCache()
-        logits, _ = self.forward(self.forward.tensor(ids[None]), past_key_values=cache, use_cache=True)
+        held = {self.forward.cache_name: cache}
+        logits, _ = self.forward(self.forward.tensor(ids[None]), use_cache=True, **held)
         self.cache, self.prompt, self.depth = cache, len(ids), 0
         self.ancestors = np.zeros((1, 0), dtype=bool)
         self.positions = np.zeros(0, dtype=np.int64)
@@ -384,8 +386,8 @@ class TreeTier:
                 self.forward.tensor(tokens[None]),
                 every_token=True,
                 position_ids=tree.row_positions[None],
-                past_key_values=self.cache,
                 use_cache=True,
+                **{self.forward.cache_name: self.cache},
             )
         # A layer that does not come by here remembers in some way that knows no branches.
         if tree.layers_attended < max(self.layers, tree.layers_written) or not tree.masks_made:

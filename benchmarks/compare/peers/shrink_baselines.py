@@ -32,7 +32,7 @@ class LayerStream:
 
         def catch(_module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
             hidden = arguments[0] if arguments else named.pop("hidden_states")
-            self.batches.append((hidden, {**named, "past_key_values": None, "use_cache": False}))
+            self.batches.append((hidden, {**named, "use_cache": False}))
             raise _ReachedError
 
         hook = model.model.layers[0].register_forward_pre_hook(catch, with_kwargs=True)
