@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "adapter.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <optional>
@@ -64,6 +65,18 @@ std::vector<float> transposed(const std::vector<float>& x, std::size_t rows, std
   return out;
 }
 
+/// PEFT's `(.*\.)?(pattern)$`: whether it fits the name or its end after a dot. Empty as `matches_pattern`.
+std::optional<bool> fits_module(std::string pattern, std::string_view module) {
+  if (!pattern.ends_with('$')) pattern += '$';
+  std::optional<bool> fits = matches_pattern(pattern, module);
+  if (pattern.starts_with('^')) return fits;
+  for (std::size_t dot = module.find('.'); fits == false && dot != std::string_view::npos;
+       dot = module.find('.', dot + 1)) {
+    fits = matches_pattern(pattern, module.substr(dot + 1));
+  }
+  return fits;
+}
+
 }  // namespace
 
 Adapter Adapter::open(const fs::path& directory) {
@@ -105,11 +118,24 @@ void Adapter::read_config(const std::string& text) {
   if (fields.has_value("bias") && fields.text("bias") != "none") fields.refuse<Unsupported>("bias", "none");
   alpha_ = fields.number_or("lora_alpha", 8, 0, 1e9);
   rank_stabilised_ = fields.boolean_or("use_rslora", false);
-  if (!fields.has_value("alpha_pattern")) return;
-  const Json& patterns = fields.at("alpha_pattern");
-  const JsonFields alphas(patterns, kOp, where + ": alpha_pattern.");
-  for (const auto& [pattern, value] : patterns.items())
-    alphas_[pattern] = alphas.number(pattern.c_str(), 0, 1e9);
+  if (fields.has_value("alpha_pattern")) read_alphas(text, fields);
+}
+
+void Adapter::read_alphas(const std::string& text, const JsonFields& fields) {
+  const JsonFields alphas(fields.at("alpha_pattern"), kOp, fields.name("alpha_pattern."));
+  // The first pattern that fits counts, in the order of the file.
+  const auto ordered = nlohmann::ordered_json::parse(text);
+  for (const auto& entry : ordered.at("alpha_pattern").items()) {
+    const std::string& pattern = entry.key();
+    if (!fits_module(pattern, "")) {
+      fail<Unsupported>({.op = kOp,
+                         .what = alphas.name(quote(pattern)),
+                         .expected = "a pattern of characters, dots, \\d, *, + and ?",
+                         .got = "another expression",
+                         .todo = "name the modules one by one"});
+    }
+    alphas_.emplace_back(pattern, alphas.number(pattern.c_str(), 0, 1e9));
+  }
 }
 
 void Adapter::read_names() {
@@ -132,6 +158,8 @@ void Adapter::read_names() {
       updates_[*embedding + ".weight"].embedding = true;
     } else if (const auto embedding_b = part(".lora_embedding_B")) {
       updates_[*embedding_b + ".weight"].b = stored;
+    } else if (const auto beneath = part(".base_layer.weight")) {
+      whole_[*beneath + ".weight"] = stored;  // embedding or head as it was, beside its factors
     } else if (name.find("lora_") != std::string::npos) {
       fail<Unsupported>({.op = kOp,
                          .what = "tensor " + quote(stored) + " of " + quote(directory_.string()),
@@ -154,12 +182,10 @@ void Adapter::read_names() {
   }
 }
 
-/// PEFT takes the first pattern that matches a module's name, or its end after a dot.
 double Adapter::scale_of(const std::string& module, std::size_t rank) const {
   double alpha = alpha_;
   for (const auto& [pattern, value] : alphas_) {
-    const bool literal = module == pattern || module.ends_with("." + pattern);
-    if (literal || matches_pattern("^" + pattern + "$", module).value_or(false)) {
+    if (fits_module(pattern, module).value_or(false)) {
       alpha = value;
       break;
     }
@@ -187,6 +213,17 @@ void Adapter::check(const Checkpoint& model) const {
     }
   }
   for (const auto& [tensor, stored] : whole_) {
+    if (tensor == kHead && model.config().tie_word_embeddings) {
+      const auto embedding = whole_.find(kEmbedding);
+      if (embedding != whole_.end() &&
+          std::ranges::equal(file_.bytes(stored), file_.bytes(embedding->second))) {
+        continue;  // PEFT writes it twice
+      }
+      fail<Unsupported>({.op = kOp,
+                         .what = "tensor " + quote(stored) + " of " + quote(directory_.string()),
+                         .expected = "the embedding, which the head is tied to",
+                         .got = "another"});
+    }
     if (file_.info(stored).shape != shape_of(tensor)) {
       refuse_tensor(directory_, stored, "the model's shape", "another");
     }

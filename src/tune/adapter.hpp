@@ -6,12 +6,20 @@
 #include <filesystem>
 #include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <modicum/io/checkpoint.hpp>
 #include <modicum/io/safetensors.hpp>
 
+namespace modicum {
+class JsonFields;
+}
+
 namespace modicum::tune {
+
+inline constexpr const char* kEmbedding = "model.embed_tokens.weight";
+inline constexpr const char* kHead = "lm_head.weight";
 
 /// ΔW = scale · B A of one linear layer, with B [rows, rank] and A [rank, cols] in f32.
 struct LowRankUpdate {
@@ -48,6 +56,7 @@ class Adapter {
   };
 
   void read_config(const std::string& text);
+  void read_alphas(const std::string& text, const JsonFields& fields);
   void read_names();
   double scale_of(const std::string& module, std::size_t rank) const;
 
@@ -55,7 +64,7 @@ class Adapter {
   SafetensorsFile file_;
   double alpha_ = 0;
   bool rank_stabilised_ = false;
-  std::map<std::string, double> alphas_;  ///< by pattern
+  std::vector<std::pair<std::string, double>> alphas_;  ///< by pattern
   std::map<std::string, Factors> updates_;
   std::map<std::string, std::string> whole_;
 };

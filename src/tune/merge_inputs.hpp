@@ -15,9 +15,6 @@
 
 namespace modicum::tune {
 
-inline constexpr const char* kEmbedding = "model.embed_tokens.weight";
-inline constexpr const char* kHead = "lm_head.weight";
-
 /// A model, with the adapter that is applied to it.
 struct Source {
   std::string path;

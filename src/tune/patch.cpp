@@ -32,6 +32,12 @@ struct Stored {
   std::vector<std::byte> bytes;
 };
 
+/// A tensor of the result that the adapter holds as it is, under a name that may be that of a tied head.
+struct Whole {
+  std::string stored;
+  TensorSpec spec;
+};
+
 template <class Value>
 std::vector<std::byte> bytes_as(DType dtype, std::size_t count, Value value) {
   std::vector<std::byte> bytes(count * size_of(dtype));
@@ -150,15 +156,19 @@ class PatchWriter {
                          .got = "one of a bias",
                          .todo = "leave out what is no matrix (others: drop), or write a checkpoint"});
     }
-    whole_.push_back(spec);
-    report_.whole.push_back(spec.name);
+    whole_.push_back({spec.name, spec});
+    // PEFT wraps embedding and head apart and wants both, as it writes both itself.
+    if (spec.name == kEmbedding && inputs_.tied()) whole_.push_back({kHead, spec});
+    for (const Whole& tensor : whole_) {
+      if (tensor.spec.name == spec.name) report_.whole.push_back(tensor.stored);
+    }
   }
 
   /// Factors are small and wait in memory; whole tensors are made again as they are written.
   void write_weights(const fs::path& to) {
     std::vector<TensorSpec> specs;
-    for (const TensorSpec& spec : whole_) {
-      specs.push_back({kPrefix + spec.name, spec.dtype, spec.shape});
+    for (const auto& [stored, spec] : whole_) {
+      specs.push_back({kPrefix + stored, spec.dtype, spec.shape});
       report_.bytes += elements_of(spec) * size_of(dtype_of(spec));
     }
     for (const Stored& tensor : tensors_) {
@@ -166,7 +176,7 @@ class PatchWriter {
       report_.bytes += tensor.bytes.size();
     }
     SafetensorsWriter writer(to / "adapter_model.safetensors", specs, {{"format", "pt"}}, 64);
-    for (const TensorSpec& spec : whole_) {
+    for (const auto& [stored, spec] : whole_) {
       const CheckpointReader reader = merger_.open(spec);
       merger_.merge_in_order(reader, spec, [&](std::size_t, const Tile&, const std::vector<float>& values) {
         writer.append(bytes_as(dtype_of(spec), values.size(), [&](std::size_t i) { return values[i]; }));
@@ -207,6 +217,8 @@ class PatchWriter {
                  {"fan_in_fan_out", false},
                  {"inference_mode", true}};
     json["modules_to_save"] = whole.empty() ? Json(nullptr) : Json(whole);
+    // Without this PEFT would leave the head of a tied model as it was before the embedding changed.
+    if (inputs_.tied() && whole.contains("embed_tokens")) json["ensure_weight_tying"] = true;
     return json.dump(2) + "\n";
   }
 
@@ -234,7 +246,7 @@ class PatchWriter {
   ThreadPool& pool_;
   Merger merger_;
   std::vector<Stored> tensors_;  ///< factors
-  std::vector<TensorSpec> whole_;
+  std::vector<Whole> whole_;
   PatchReport report_;
 };
 
