@@ -106,7 +106,7 @@ class GuardSet:
 
     @property
     def languages(self) -> list[str]:
-        entries = (*self.refusals, *self.formats, *self.replies)
+        entries: list[Choice | Reply] = [*self.refusals, *self.formats, *self.replies]
         return sorted({entry.language for entry in entries if entry.language})
 
     def __str__(self) -> str:

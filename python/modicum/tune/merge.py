@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from modicum import _core
 from modicum._core import InvalidArgument
@@ -213,9 +213,7 @@ def merge_plainly(
 ) -> MergeReport:
     """:func:`modicum.merge` without a guard."""
     whole = as_plan(plan)
-    for name, value in (("threads", threads), ("shard_bytes", shard_bytes)):
-        if value is not None and value < 1:
-            raise InvalidArgument(f"[merge] {name}: expected at least 1 or None, got {value}")
+    _at_least_one("merge", threads=threads, shard_bytes=shard_bytes)
     facts = _core.merge(
         whole.to_json(),
         out,
@@ -227,6 +225,12 @@ def merge_plainly(
     )
     facts["kinds"] = [_kind(**kind) for kind in facts["kinds"]]
     return MergeReport(plan=whole, out=str(out), **facts)
+
+
+def _at_least_one(op: str, **counts: int | None) -> None:
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise InvalidArgument(f"[{op}] {name}: expected at least 1 or None, got {value}")
 
 
 def _kind(*, square: float, change: float, stored_change: float, product: float, **counts: Any) -> MergedKind:
@@ -271,6 +275,11 @@ def write_patch(
     """
     if rank < 1:
         raise InvalidArgument(f"[patch] rank: expected at least 1, got {rank}")
+    if error is not None and not 0 <= error < 1:
+        raise InvalidArgument(f"[patch] error: expected 0 to 1 or None, got {error}")
+    if others not in get_args(Others):
+        raise InvalidArgument(f"[patch] others: expected save or drop, got {others!r}")
+    _at_least_one("patch", threads=threads)
     open_solver()
     facts = _core.write_patch(
         as_plan(plan).to_json(),

@@ -53,7 +53,7 @@ def plan_of(config: Mapping[str, Any]) -> dict[str, Any]:
     models = _models(config)
     plan: dict[str, Any] = {"method": method, "models": []}
     if base is not None and method != "linear":
-        plan["base"], adapter = _split(base)
+        plan["base"], adapter = _split(base, "base_model")
         if adapter:
             plan["base_adapter"] = adapter
     for model, own in models:
@@ -97,9 +97,9 @@ def _tokenizer(plan: dict[str, Any], config: Mapping[str, Any], base: str | None
         return
     plan["vocabulary"] = "all" if source == "union" else "match"
     if source not in ("union", "base"):
-        plan["tokenizer"] = _split(source)[0]
+        plan["tokenizer"] = _split(source, "tokenizer")[0]
     elif base is not None:
-        plan["tokenizer"] = _split(base)[0]
+        plan["tokenizer"] = _split(base, "base_model")[0]
 
 
 def _models(config: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
@@ -130,7 +130,7 @@ def _models(config: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
 
 def _input(model: str, own: Mapping[str, Any], shared: Mapping[str, Any], method: str) -> dict[str, Any]:
     _known(own, {"weight", "density", "gamma", "t"}, f"parameters of {model}")
-    directory, adapter = _split(model)
+    directory, adapter = _split(model, "models")
     found: dict[str, Any] = {"model": directory}
     if adapter:
         found["adapter"] = adapter
@@ -173,8 +173,10 @@ def _numbers(value: Any, name: str) -> Any:
         raise FormatError(f"[mergekit] {name}: expected numbers, got {value!r}") from None
 
 
-def _split(reference: str) -> tuple[str, str | None]:
+def _split(reference: Any, where: str) -> tuple[str, str | None]:
     """ "model+adapter"."""
+    if not isinstance(reference, str):
+        raise FormatError(f"[mergekit] {where}: expected a model's directory, got {reference!r}")
     model, _, adapter = reference.partition("+")
     return model, adapter or None
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
 
@@ -229,9 +230,14 @@ def _dumps(plan: Mapping[str, Any]) -> str:
 
 
 def _json(setting: Setting) -> Any:
-    if isinstance(setting, int | float):
-        return setting
-    return [dict(part) if isinstance(part, Mapping) else part for part in setting]
+    if isinstance(setting, str | Real) or not isinstance(setting, Iterable):
+        return _plain(setting)
+    return [dict(part) if isinstance(part, Mapping) else _plain(part) for part in setting]
+
+
+def _plain(value: Any) -> Any:
+    """Numbers of numpy as Python's, which JSON holds."""
+    return float(value) if isinstance(value, Real) and not isinstance(value, int) else value
 
 
 def _number(setting: Setting) -> str:
