@@ -15,6 +15,7 @@ import torch
 import transformers
 from safetensors import safe_open
 from safetensors.torch import save_file
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 torch.set_num_threads(1)  # models this small only wait for the others
 
@@ -157,3 +158,14 @@ def transformers_model(folder: Path) -> Any:
 def logits_of(model: Any, ids: list[int] = IDS) -> Any:
     with torch.inference_mode():
         return model(torch.tensor([ids])).logits[0].float().numpy()
+
+
+def write_tokens(folder: Path, tokens: list[str]) -> Path:
+    """A tokenizer of bytes (0 to 255) and the special `tokens`, in rows from 256 on."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in tokens])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
