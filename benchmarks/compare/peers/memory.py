@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import threading
 from pathlib import Path
 
 STATUS = Path("/proc/self/status")
@@ -35,3 +36,27 @@ def peak() -> int:
     """The most since `forget_peak`. The system keeps the peak of all pages; those of files only ever grow."""
     sizes = _sizes()
     return sizes["VmHWM"] - sizes["RssFile"] - sizes["RssShmem"]
+
+
+class Watch:
+    """Looks again and again while it is entered; `most` is the peak of private bytes.
+
+    `peak` also counts files that were mapped and are no longer; this does not.
+    """
+
+    INTERVAL = 0.005  # seconds
+
+    def __enter__(self) -> Watch:
+        self.most = _sizes()["RssAnon"]
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while not self._ended.wait(self.INTERVAL):
+            self.most = max(self.most, _sizes()["RssAnon"])

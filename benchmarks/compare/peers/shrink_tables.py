@@ -144,17 +144,20 @@ def heading(table: Table) -> str:
 
 def text(table: Table) -> str:
     """For a terminal."""
-    lines = [COLUMNS, *(cells(table, row) for row in table.rows)]
-    # A reason may be long; it stands last and widens no column.
-    sizes = [max(len(line[at]) for line in lines) for at in range(len(COLUMNS) - 1)]
-    body = [
+    return "\n".join([heading(table), *aligned([COLUMNS, *(cells(table, row) for row in table.rows)])])
+
+
+def aligned(lines: Sequence[tuple[str, ...]]) -> list[str]:
+    """Columns of one width each; the last one, as a reason may be long, widens nothing."""
+    sizes = [max(len(line[at]) for line in lines) for at in range(len(lines[0]) - 1)]
+    return [
         "  ".join(
-            [line[0].ljust(sizes[0])] + [c.rjust(s) for c, s in zip(line[1:-1], sizes[1:], strict=True)]
-        )
-        + ("  " + line[-1]).rstrip()
+            [line[0].ljust(sizes[0])]
+            + [cell.rjust(size) for cell, size in zip(line[1:-1], sizes[1:], strict=True)]
+            + [line[-1]]
+        ).rstrip()
         for line in lines
     ]
-    return "\n".join([heading(table), *(line.rstrip() for line in body)])
 
 
 def markdown(table: Table) -> str:

@@ -26,6 +26,9 @@ class ShrinkError(Exception):
 class ShrinkWorker:
     """The parent's end. `python` is the interpreter in which the contestant is installed."""
 
+    module = "peers.shrink_worker"
+    """That the process runs."""
+
     def __init__(self, who: str, threads: int, python: str = sys.executable) -> None:
         environment = {
             **os.environ,
@@ -34,7 +37,7 @@ class ShrinkWorker:
             "CUDA_VISIBLE_DEVICES": "",
         }
         self.process = subprocess.Popen(
-            [python, "-m", "peers.shrink_worker", who, str(threads)],
+            [python, "-m", self.module, who, str(threads)],
             cwd=COMPARE,
             env=environment,
             stdin=subprocess.PIPE,
@@ -50,8 +53,13 @@ class ShrinkWorker:
         """{"seconds", "cpu", "memory"}; `ids` is a .npy file, int32 [sequences, length].
 
         Raises ShrinkError."""
+        return self.call(
+            {"source": str(source), "out": str(out), "ids": str(ids), "held_out": held_out, "ask": ask}
+        )
+
+    def call(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Raises ShrinkError."""
         assert self.process.stdin is not None
-        request = {"source": str(source), "out": str(out), "ids": str(ids), "held_out": held_out, "ask": ask}
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         return self._answer()
@@ -133,7 +141,10 @@ def measure(run: Run, request: dict[str, Any]) -> dict[str, Any]:
     return {"seconds": seconds, "cpu": cpu, "memory": max(0, memory.peak() - before)}
 
 
-def main() -> None:
+def serve(
+    contestant: Callable[[str, int], Run], measure: Callable[[Run, dict[str, Any]], dict[str, Any]]
+) -> None:
+    """The process: who it is and its threads are arguments, requests are lines of its input."""
     who, threads = sys.argv[1], int(sys.argv[2])
     results = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints must not become a result
@@ -155,4 +166,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    serve(contestant, measure)
