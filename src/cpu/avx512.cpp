@@ -9,9 +9,9 @@
 #include "kernels.hpp"
 #include "target.hpp"
 
-#define MODICUM_AVX512 "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,prefer-vector-width=512"
+#define MODICUM_AVX512 "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"
 
-MODICUM_TARGET_BEGIN(MODICUM_AVX512)
+MODICUM_TARGET_BEGIN_512(MODICUM_AVX512)
 namespace modicum::cpu::avx512 {
 
 using ops::kKeyTile;

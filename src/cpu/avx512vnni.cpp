@@ -11,7 +11,7 @@
 #include "kernels.hpp"
 #include "target.hpp"
 
-MODICUM_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c,prefer-vector-width=512")
+MODICUM_TARGET_BEGIN_512("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")
 namespace modicum::cpu::avx512vnni {
 
 #include "avx512.inc"
