@@ -72,7 +72,9 @@ class RandomDrop {
   void prepare(const TensorReader& tensor, ThreadPool& pool) {
     scales_.assign(densities_.size(), 1.0f);
     if (rescale_ == Rescale::inverse_density) {
-      for (std::size_t m = 0; m < scales_.size(); ++m) scales_[m] = static_cast<float>(densities_[m]);
+      for (std::size_t m = 0; m < scales_.size(); ++m) {
+        if (densities_[m] > 0) scales_[m] = static_cast<float>(densities_[m]);  // of nothing, 0 / 0
+      }
     }
     if (rescale_ != Rescale::l1_norm) return;
     struct Sums {
