@@ -34,6 +34,26 @@ Tally write_tensors(Merger& merger, const std::vector<TensorSpec>& specs, Checkp
   return tally;
 }
 
+void check_arrays(const MergePlan& plan, std::span<const float> base,
+                  const std::vector<std::span<const float>>& models, std::size_t elements) {
+  const bool based = needs_base(plan.method);
+  if (models.size() != plan.models.size() || (based && base.empty() && elements > 0)) {
+    fail({.op = kOp,
+          .what = "arrays",
+          .expected = std::to_string(plan.models.size()) + " models" + (based ? " and a base" : ""),
+          .got = std::to_string(models.size()) + (base.empty() ? "" : " and a base")});
+  }
+  const auto check = [&](std::string what, std::size_t got) {
+    if (got == elements) return;
+    fail({.op = kOp,
+          .what = std::move(what),
+          .expected = std::to_string(elements) + " elements, as the result has",
+          .got = std::to_string(got)});
+  };
+  if (based) check("base", base.size());
+  for (std::size_t m = 0; m < models.size(); ++m) check("model " + std::to_string(m), models[m].size());
+}
+
 }  // namespace
 
 MergeReport merge(const MergePlan& plan, const fs::path& to, const MergeOptions& options, ThreadPool& pool,
@@ -71,13 +91,8 @@ MergeReport merge(const MergePlan& plan, const fs::path& to, const MergeOptions&
 
 void merge_arrays(const MergePlan& plan, const std::string& name, std::span<const float> base,
                   std::vector<std::span<const float>> models, std::span<float> out, ThreadPool& pool) {
-  if (models.size() != plan.models.size() || (needs_base(plan.method) && base.empty() && !out.empty())) {
-    fail({.op = kOp,
-          .what = "arrays",
-          .expected =
-              std::to_string(plan.models.size()) + " models" + (needs_base(plan.method) ? " and a base" : ""),
-          .got = std::to_string(models.size()) + (base.empty() ? "" : " and a base")});
-  }
+  check_merge_plan(plan);
+  check_arrays(plan, base, models, out.size());
   const ArrayReader reader(base, std::move(models));
   std::optional<WholeModel> whole;
   if (plan.method == Method::ties && plan.definition == Definition::paper) {
