@@ -19,12 +19,20 @@ constexpr std::size_t kTile = 16384;
 /// All bits of the exponent are set in infinities and NaN alone.
 constexpr std::uint32_t kExponent = 0x7f800000u;
 
+bool all_finite(const float* x, std::size_t count) {
+  std::uint32_t bad = 0;
+  for (std::size_t i = 0; i < count; ++i) {
+    bad |= (std::bit_cast<std::uint32_t>(x[i]) & kExponent) == kExponent ? 1u : 0u;
+  }
+  return bad == 0;
+}
+
 }  // namespace
 
 bool widen(DType dtype, const void* data, std::size_t count, float* out) {
   return dispatch(dtype, [&](auto tag) {
     const auto* const in = static_cast<const decltype(tag)*>(data);
-    std::uint32_t bad = 0;
+    std::uint32_t bad = 0;  // in one pass: this is where a merge spends its time
     for (std::size_t i = 0; i < count; ++i) {
       out[i] = to_f32(in[i]);
       bad |= (std::bit_cast<std::uint32_t>(out[i]) & kExponent) == kExponent ? 1u : 0u;
@@ -72,17 +80,7 @@ CheckpointReader::View CheckpointReader::open(const Source& source, std::size_t 
 void CheckpointReader::read_row(const View& view, std::size_t row, std::size_t count, float* out) const {
   const WeightView& weight = view.weight;
   const auto* const data = static_cast<const std::byte*>(weight.data) + row * cols_ * size_of(weight.dtype);
-  if (!widen(weight.dtype, data, count * cols_, out)) {
-    const auto* const bad =
-        std::find_if_not(out, out + count * cols_, [](float x) { return std::isfinite(x); });
-    const std::size_t at = static_cast<std::size_t>(bad - out);
-    fail<FormatError>({.op = "merge",
-                       .what = "tensor " + quote(view.stored) + " of " + quote(view.source->path) + " at [" +
-                               std::to_string(row + at / cols_) + ", " + std::to_string(at % cols_) + "]",
-                       .expected = "a finite number",
-                       .got = std::isnan(*bad) ? "NaN" : "infinity",
-                       .todo = "check the weights of that model"});
-  }
+  if (!widen(weight.dtype, data, count * cols_, out)) refuse_numbers(view, row, out);
   if (!view.update) return;
   const LowRankUpdate& update = *view.update;
   std::vector<float> change(cols_);
@@ -95,6 +93,21 @@ void CheckpointReader::read_row(const View& view, std::size_t row, std::size_t c
     }
     for (std::size_t c = 0; c < cols_; ++c) out[r * cols_ + c] += update.scale * change[c];
   }
+  // Of NaN no method says what it is: TIES would let it agree with nobody.
+  if (!all_finite(out, count * cols_)) refuse_numbers(view, row, out);
+}
+
+void CheckpointReader::refuse_numbers(const View& view, std::size_t row, const float* out) const {
+  std::size_t at = 0;
+  while (std::isfinite(out[at])) ++at;
+  const auto& adapter = view.source->adapter;
+  fail<FormatError>({.op = "merge",
+                     .what = "tensor " + quote(view.stored) + " of " + quote(view.source->path) +
+                             (adapter ? " with " + quote(adapter->directory().string()) : "") + " at [" +
+                             std::to_string(row + at / cols_) + ", " + std::to_string(at % cols_) + "]",
+                     .expected = "a finite number",
+                     .got = std::isnan(out[at]) ? "NaN" : "infinity",
+                     .todo = adapter ? "check the weights of both" : "check the weights of that model"});
 }
 
 void CheckpointReader::read_rows(const View& view, std::size_t first, std::size_t count, float* out) const {

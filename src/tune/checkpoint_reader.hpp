@@ -44,6 +44,8 @@ class CheckpointReader final : public TensorReader {
   View open(const Source& source, std::size_t index, const MergeInputs& inputs) const;
   void read_rows(const View& view, std::size_t first, std::size_t count, float* out) const;
   void read_row(const View& view, std::size_t row, std::size_t count, float* out) const;
+  /// Of rows from `row` on that hold a number that is not finite.
+  [[noreturn]] void refuse_numbers(const View& view, std::size_t row, const float* out) const;
   void fill_absent(std::size_t first, std::size_t count, const std::vector<float*>& slots) const;
   bool has(std::size_t view, std::size_t row) const;
 
