@@ -17,6 +17,7 @@
 #include "merge_inputs.hpp"
 #include "merger.hpp"
 #include "method_dispatch.hpp"
+#include "tally.hpp"
 
 namespace modicum::tune {
 namespace {
@@ -38,14 +39,10 @@ struct Whole {
   TensorSpec spec;
 };
 
-template <class Value>
-std::vector<std::byte> bytes_as(DType dtype, std::size_t count, Value value) {
-  std::vector<std::byte> bytes(count * size_of(dtype));
-  dispatch(dtype, [&](auto tag) {
-    using T = decltype(tag);
-    auto* const out = reinterpret_cast<T*>(bytes.data());
-    for (std::size_t i = 0; i < count; ++i) out[i] = from_f32<T>(static_cast<float>(value(i)));
-  });
+/// Throws `FormatError` for what is out of the dtype's range.
+std::vector<std::byte> bytes_as(DType dtype, const std::vector<float>& values, const std::string& tensor) {
+  std::vector<std::byte> bytes(values.size() * size_of(dtype));
+  store_values(values.data(), values.data(), values.size(), dtype, bytes.data(), tensor);
   return bytes;
 }
 
@@ -54,10 +51,12 @@ const char* stored_name(DType dtype) {
 }
 
 Stored stored_matrix(const std::string& name, const linalg::Matrix& m, DType dtype) {
-  const auto rows = static_cast<std::size_t>(m.rows()), cols = static_cast<std::size_t>(m.cols());
-  return {{name, stored_name(dtype), {rows, cols}}, bytes_as(dtype, rows * cols, [&](std::size_t i) {
-            return m(static_cast<Eigen::Index>(i / cols), static_cast<Eigen::Index>(i % cols));
-          })};
+  using RowMajor = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+  std::vector<float> values(static_cast<std::size_t>(m.size()));
+  Eigen::Map<RowMajor>(values.data(), m.rows(), m.cols()) = m.cast<float>();
+  return {
+      {name, stored_name(dtype), {static_cast<std::size_t>(m.rows()), static_cast<std::size_t>(m.cols())}},
+      bytes_as(dtype, values, name)};
 }
 
 class PatchWriter {
@@ -110,6 +109,13 @@ class PatchWriter {
       old += was;
     }
     if (size == 0) return;
+    if (!std::isfinite(size)) {
+      fail<FormatError>({.op = kOp,
+                         .what = "change of tensor " + quote(spec.name),
+                         .expected = "finite numbers",
+                         .got = "NaN or infinity",
+                         .todo = "check weights and lambda"});
+    }
     if (matrix) return add_factors(spec, change, std::sqrt(size), std::sqrt(old));
     add_whole(spec);
   }
@@ -179,7 +185,7 @@ class PatchWriter {
     for (const auto& [stored, spec] : whole_) {
       const CheckpointReader reader = merger_.open(spec);
       merger_.merge_in_order(reader, spec, [&](std::size_t, const Tile&, const std::vector<float>& values) {
-        writer.append(bytes_as(dtype_of(spec), values.size(), [&](std::size_t i) { return values[i]; }));
+        writer.append(bytes_as(dtype_of(spec), values, spec.name));
       });
     }
     for (const Stored& tensor : tensors_) writer.append(tensor.bytes);
