@@ -362,7 +362,8 @@ linalg::Matrix protected_directions(linalg::Matrix gram, double energy) {
   Eigen::Index count = 0;
   while (count < n && all > 0 && held < energy * all) {
     const double value = system.values[n - 1 - count];
-    if (value <= 1e-12 * all) break;  // rounding, not a direction that occurred
+    // Activations are summed in f32: below that is rounding, not a direction that occurred.
+    if (value <= 1e-7 * all) break;
     held += value;
     ++count;
   }

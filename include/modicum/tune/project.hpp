@@ -52,7 +52,7 @@ struct ProjectReport {
 };
 
 /// P = I − V Vᵀ with V [n, r] the fewest leading eigenvectors of a Gram matrix [n, n] that hold `energy` of
-/// its trace. Returns V.
+/// its trace, without those of less than 1e-7 of it. Returns V.
 linalg::Matrix protected_directions(linalg::Matrix gram, double energy);
 
 /// Keeps of a fine-tuned model's update what the instruct model's own conversations do not look at: writes
