@@ -48,6 +48,26 @@ TEST_CASE(
   CHECK(fs::is_directory(above / "one/two/three"));
 }
 
+TEST_CASE("one relative word names a directory where the process is") {
+  const TemporaryDirectory above;
+  const fs::path before = fs::current_path();
+  fs::current_path(above.path());
+  for (const char* const name : {"out", "./dot", "slash/", "gone/../back"}) {
+    INFO(name);
+    CHECK_NOTHROW([&] {
+      AtomicDirectory directory(name);
+      write(directory.temporary() / "a");
+      directory.commit();
+    }());
+  }
+  fs::current_path(before);
+  for (const char* const name : {"out", "dot", "slash", "back"}) {
+    INFO(name);
+    CHECK(fs::exists(above / name / "a"));
+  }
+  CHECK(above.names().size() == 4);
+}
+
 TEST_CASE("a link to an empty directory stays a link") {
   const TemporaryDirectory above;
   fs::create_directory(above / "real");
