@@ -25,7 +25,7 @@ from generator import make_institution
 from network import Llama, Shape
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
-from tokens import PAD, save_tokenizer, train_tokenizer
+from tokens import PAD, SPECIALS, save_tokenizer, train_tokenizer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -258,6 +258,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--skip", type=float, default=0, help="share of the curriculum that --init has behind it"
     )
+    parser.add_argument(
+        "--reset",
+        type=int,
+        default=0,
+        metavar="N",
+        help="forget the last N layers of --init and the chat tokens",
+    )
     parser.add_argument("--preset", choices=["demo", "tiny"], default="demo")
     parser.add_argument("--minutes", type=float, default=90, help="training time of both phases together")
     parser.add_argument(
@@ -298,6 +305,26 @@ def find_tokenizer(options: argparse.Namespace) -> Tokenizer:
     return tokenizer
 
 
+def without_manners(model: Llama, known: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
+    """The weights `known`, with the last layers and the rows of the chat's tokens as a new model has them.
+
+    A base in minutes: what the lower layers know of copying stays, and nothing of questions and answers.
+    """
+    fresh = model.state_dict()
+    first = model.shape.num_hidden_layers - layers
+    kept = {k: v for k, v in known.items() if layer_of(k) is None or layer_of(k) < first}
+    weights = {**fresh, **kept}
+    embedding = known["model.embed_tokens.weight"].clone()
+    embedding[3 : len(SPECIALS)] = fresh["model.embed_tokens.weight"][3 : len(SPECIALS)]
+    return {**weights, "model.embed_tokens.weight": embedding}
+
+
+def layer_of(name: str) -> int | None:
+    """The layer that a weight belongs to; None outside all layers."""
+    parts = name.split(".")
+    return int(parts[2]) if parts[1] == "layers" else None
+
+
 def main() -> None:
     options = parse()
     torch.manual_seed(options.seed)
@@ -306,9 +333,8 @@ def main() -> None:
     tokenizer = find_tokenizer(options)
     model = Llama(TINY if options.preset == "tiny" else Shape()).to(options.device)
     if options.init:
-        model.load_state_dict(
-            {k: v.float() for k, v in load_file(options.init / "model.safetensors").items()}
-        )
+        known = {k: v.float() for k, v in load_file(options.init / "model.safetensors").items()}
+        model.load_state_dict(known if not options.reset else without_manners(model, known, options.reset))
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f}M parameters", flush=True)
     phases = [("base", options.base_share), ("instruct", 1 - options.base_share)]
     for name, share in phases if options.phase == "all" else [(options.phase, 1.0)]:

@@ -17,7 +17,7 @@ from modicum.model import Model, Progress, Prompt
 from modicum.own_text import OwnText, generate_text
 from modicum.text_sources import Source, TokenSource, read_source
 
-__all__ = ["Calibration", "SourceUse", "bos_tokens"]
+__all__ = ["Calibration", "SourceUse", "bos_tokens", "leading_windows"]
 
 _OP = "[calibration]"
 _LENGTH = 512
@@ -230,6 +230,27 @@ class Calibration:
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
         return {"schema": "modicum.retrofit.calibration/1", **self.describe()}
+
+
+def leading_windows(
+    model: Model, sources: Source | Sequence[Source], *, tokens: int, length: int
+) -> npt.NDArray[np.int32]:
+    """The first `tokens` tokens of `sources`, or all that there are, in windows: int32 [n, at most `length`].
+
+    Every window begins with BOS where the model's prompts do; what is left over behind the last is dropped.
+    Raises InvalidArgument where there is no text, and as :meth:`Calibration.from_text` for sources.
+    """
+    begin = bos_tokens(model)
+    given = [sources] if isinstance(sources, (str, Path, np.ndarray, OwnText)) else list(sources)
+    read = [read_source(source, lambda: model.tokenizer, fields=["text"], bos=begin) for source in given]
+    _check_vocabulary(read, model.config.vocab_size)
+    ids = np.concatenate([source.ids for source in read])[:tokens] if read else np.zeros(0, np.int32)
+    size = min(length, model.config.max_position_embeddings) - len(begin)
+    size = min(size, len(ids))
+    if size + len(begin) < 2:
+        raise InvalidArgument(f"{_OP} sources: expected at least two tokens of text, got {len(ids)}")
+    rows = ids[: len(ids) // size * size].reshape(-1, size)
+    return np.concatenate([np.tile(np.array(begin, np.int32), (len(rows), 1)), rows], axis=1)
 
 
 def _check(tokens: int, length: int, held_out: float, begin: int, context: int | None) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from modicum._core import Error, InvalidArgument
-from modicum.calibration import Calibration
+from modicum.calibration import leading_windows
 from modicum.compare import perplexity
 from modicum.model import Model, Progress, load
 from modicum.tune.guard_set import GuardSet
@@ -21,6 +21,7 @@ from modicum.tune.manners import Manners, measure_manners
 __all__ = ["Check", "Guard", "GuardError", "GuardReport", "Limits", "Trial"]
 
 _DOMAIN_TOKENS = 16384
+_DOMAIN_WINDOW = 512
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class GuardReport:
 
     Attributes
     ----------
-    alpha : the strength that was written; of a failed guard, the last that was looked at.
+    alpha : the strength that was written; of a failed guard, the one that came nearest.
     passed : whether all checks that could be made passed.
     by_language : mean margins and endings by kind and language: reference, before, result.
     trials : strengths tried, in order.
@@ -130,15 +131,15 @@ class GuardReport:
 
 
 class GuardError(Error, ValueError):
-    """No strength stayed within the guard; nothing was written. `report` tells of the last."""
+    """No strength stayed within the guard, and nothing was written. `report` is of the nearest."""
 
     def __init__(self, report: GuardReport) -> None:
         failed = ", ".join(c.name for c in report.checks if c.passed is False)
         tried = ", ".join(f"{t.alpha:.3g}" for t in report.trials)
         super().__init__(
-            f"[guard] “{report.name}”: expected a result within its limits, got {failed or 'none'} too "
-            f"far at every strength tried ({tried}); look at the report, widen what you can live with, or "
-            "start from models that are nearer"
+            f"[guard] “{report.name}”: expected a result within its limits, got none at the strengths "
+            f"tried ({tried}), and {failed or 'nothing'} too far at the nearest; look at the report, widen "
+            "what you can live with, or start from models that are nearer"
         )
         self.report = report
 
@@ -153,6 +154,7 @@ class Guard:
     domain : text that the result must still know, as :meth:`modicum.retrofit.Calibration.from_text` takes it
         (files, folders, arrays of ids), compared with the model that is built upon.
     limits : how far is too far.
+    tokens : of the domain's text that are read, at most.
     """
 
     def __init__(
@@ -361,7 +363,7 @@ def _domain(guard: Guard, model: Model) -> npt.NDArray[np.int32] | None:
         return None
     if isinstance(guard.domain, np.ndarray) and guard.domain.ndim == 2:
         return np.ascontiguousarray(guard.domain, np.int32)
-    return Calibration.from_text(model, guard.domain, tokens=guard.tokens, held_out=1.0).held_out
+    return leading_windows(model, guard.domain, tokens=guard.tokens, length=_DOMAIN_WINDOW)
 
 
 def _shown(value: float | None) -> str:

@@ -19,8 +19,8 @@ from modicum.tune.plan import MergePlan, as_plan
 
 __all__ = ["merge"]
 
-_GRID = (0.75, 0.5, 0.25)  # of the whole strength, before bisection
-_TOLERANCE = 0.02  # of the whole strength
+_FINEST = 16  # parts of the whole strength that are tried before nothing is found
+_TOLERANCE = 0.02  # of the whole strength, to which bisection goes
 
 
 def merge(
@@ -106,7 +106,7 @@ def _strength(plan: MergePlan) -> float | None:
 def _search(
     plan: MergePlan, attempt: Callable[[float | None], tuple[MergeReport, GuardReport]], search: bool
 ) -> tuple[MergeReport, GuardReport]:
-    """The merge with the largest strength that passes. Losses are taken to grow with the strength."""
+    """The merge with the largest strength that passes, as far as a grid and bisection find it."""
     trials: list[Trial] = []
     most = _strength(plan)
 
@@ -123,15 +123,15 @@ def _search(
         return best
     if most is None or not search:
         raise GuardError(best[1])
-    above = most
-    for share in _GRID:
+    nearest = best[1]
+    for share in _shares():
         best = tried(share * most)
         if best[1].passed:
             break
-        above = share * most
+        nearest = min(nearest, best[1], key=lambda verdict: len(verdict.trials[-1].failed))
     else:
-        raise GuardError(best[1])
-    below = share * most
+        raise GuardError(replace(nearest, trials=list(trials)))
+    below, above = share * most, min(t.alpha for t in trials if t.alpha > share * most)
     while above - below > _TOLERANCE * most:
         middle = (above + below) / 2
         found = tried(middle)
@@ -141,6 +141,17 @@ def _search(
         else:
             above = middle
     return best[0], replace(best[1], trials=list(trials))
+
+
+def _shares() -> Iterator[float]:
+    """1/2; 3/4, 1/4; 7/8, 5/8, …: ever finer, the strongest first.
+
+    What passes need not begin at 0: too little of a Chat Vector gives no manners, too much takes knowledge.
+    """
+    parts = 2
+    while parts <= _FINEST:
+        yield from (odd / parts for odd in range(parts - 1, 0, -2))
+        parts *= 2
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from modicum import _core
 from modicum._core import InvalidArgument
-from modicum.calibration import bos_tokens
+from modicum.calibration import bos_tokens, leading_windows
 from modicum.choose import LabelTrie
 from modicum.compare import compare, perplexity
 from modicum.model import Model, Progress
@@ -152,14 +152,10 @@ def _neutral(
 ) -> tuple[float | None, float | None]:
     if not texts:
         return None, None
-    begin = bos_tokens(model)
-    size = min(_WINDOW, model.config.max_position_embeddings) - len(begin)
     text = "\n\n".join(texts)
-    ids = model.tokenizer.encode(text, add_special_tokens=False)
-    size = min(size, len(ids))
-    rows = np.array(ids[: len(ids) // size * size], np.int32).reshape(-1, size)
-    windows = np.concatenate([np.tile(np.array(begin, np.int32), (len(rows), 1)), rows], axis=1)
-    share = rows.size / len(ids)  # of the text that whole windows hold
+    ids = np.array(model.tokenizer.encode(text, add_special_tokens=False), np.int32)
+    windows = leading_windows(model, ids, tokens=len(ids), length=_WINDOW)
+    share = windows.shape[0] * (windows.shape[1] - len(bos_tokens(model))) / len(ids)  # whole windows hold
     if reference is not None and same_tokens(model, reference):
         found = compare(reference, model, windows)
         return found.kl, found.student.loss * found.student.tokens / (share * len(text.encode()))
