@@ -120,7 +120,8 @@ void describe(Draft& draft) {
 }  // namespace
 
 Draft make_draft(const Model& model, std::vector<Document> documents, Manifest manifest) {
-  std::ranges::stable_partition(documents, [](const Document& d) { return !d.changes_often; });
+  std::stable_partition(documents.begin(), documents.end(),
+                        [](const Document& d) { return !d.changes_often; });
   SharedPrompt prompt = make_prompt(model, manifest, documents);
   return {std::move(documents), std::move(manifest), std::move(prompt)};
 }

@@ -108,15 +108,16 @@ void StudentLayer::set_factors(Linear linear, const linalg::Matrix& u, const lin
   products_.push_back(std::move(product->bytes));
   tensors_.erase(product);
   for (const auto& [suffix, factor] : {std::pair(".weight_u", &u), std::pair(".weight_v", &v)}) {
-    const auto rows = static_cast<std::uint64_t>(factor->rows());
-    const auto cols = static_cast<std::uint64_t>(factor->cols());
+    const auto& matrix = *factor;
+    const auto rows = static_cast<std::uint64_t>(matrix.rows());
+    const auto cols = static_cast<std::uint64_t>(matrix.cols());
     NewTensor& stored = tensor(module + suffix, {rows, cols}, dtype_);
     dispatch(dtype_, [&](auto tag) {
       using T = decltype(tag);
       auto* out = reinterpret_cast<T*>(stored.bytes.data());
-      for (Eigen::Index r = 0; r < factor->rows(); ++r) {
-        for (Eigen::Index c = 0; c < factor->cols(); ++c)
-          *out++ = from_f32<T>(static_cast<float>((*factor)(r, c)));
+      for (Eigen::Index r = 0; r < matrix.rows(); ++r) {
+        for (Eigen::Index c = 0; c < matrix.cols(); ++c)
+          *out++ = from_f32<T>(static_cast<float>(matrix(r, c)));
       }
     });
   }

@@ -89,7 +89,7 @@ AllowedTokens AllOf::allowed(State state, AllowedScratch& scratch) const {
     scratch.wanted.insert(scratch.wanted.end(), v.allowed.wanted.begin(), v.allowed.wanted.end());
   }
   std::ranges::sort(scratch.wanted);
-  scratch.wanted.erase(std::ranges::unique(scratch.wanted).begin(), scratch.wanted.end());
+  scratch.wanted.erase(std::unique(scratch.wanted.begin(), scratch.wanted.end()), scratch.wanted.end());
   keep_allowed(verdicts, scratch.wanted);
   result.wanted = scratch.wanted;
   if (const Verdict* only = first(verdicts, Kind::only)) {

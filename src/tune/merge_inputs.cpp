@@ -246,7 +246,7 @@ void MergeInputs::plan_specs(const MergePlan& plan) {
   }
   if (!tied_ && like.config().tie_word_embeddings) add_spec(kHead, kEmbedding);
   // So that each tensor begins at a multiple of its element's size, whatever sizes come before it.
-  std::ranges::stable_partition(specs_, [](const TensorSpec& spec) {
+  std::stable_partition(specs_.begin(), specs_.end(), [](const TensorSpec& spec) {
     std::uint64_t bytes = spec.dtype == "F32" ? 4 : 2;
     for (const std::uint64_t extent : spec.shape) bytes *= extent;
     return bytes % kTensorAlignment == 0;

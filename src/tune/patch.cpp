@@ -182,7 +182,8 @@ class PatchWriter {
       report_.bytes += tensor.bytes.size();
     }
     SafetensorsWriter writer(to / "adapter_model.safetensors", specs, {{"format", "pt"}}, 64);
-    for (const auto& [stored, spec] : whole_) {
+    for (const auto& whole : whole_) {
+      const TensorSpec& spec = whole.spec;
       const CheckpointReader reader = merger_.open(spec);
       merger_.merge_in_order(reader, spec, [&](std::size_t, const Tile&, const std::vector<float>& values) {
         writer.append(bytes_as(dtype_of(spec), values, spec.name));
