@@ -302,3 +302,5 @@ def run_guard(arguments: argparse.Namespace) -> None:
             arguments.model, arguments.reference, threads=arguments.threads, progress=progress
         )
     print_report(report.to_dict(), arguments, lambda _: str(report))
+    if not report.passed:
+        raise tune.GuardError(report)  # for scripts, which look at the exit code

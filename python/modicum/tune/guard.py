@@ -131,16 +131,23 @@ class GuardReport:
 
 
 class GuardError(Error, ValueError):
-    """No strength stayed within the guard, and nothing was written. `report` is of the nearest."""
+    """A model is not within a guard; of a merge: at no strength, and nothing was written.
+
+    Attributes
+    ----------
+    report : on the model, or on the nearest of a merge.
+    """
 
     def __init__(self, report: GuardReport) -> None:
         failed = ", ".join(c.name for c in report.checks if c.passed is False)
         tried = ", ".join(f"{t.alpha:.3g}" for t in report.trials)
-        super().__init__(
-            f"[guard] “{report.name}”: expected a result within its limits, got none at the strengths "
-            f"tried ({tried}), and {failed or 'nothing'} too far at the nearest; look at the report, widen "
-            "what you can live with, or start from models that are nearer"
+        got = (
+            f"none at the strengths tried ({tried}), and {failed or 'nothing'} too far at the nearest; "
+            "look at the report, widen what you can live with, or start from models that are nearer"
+            if tried
+            else f"{failed} too far"
         )
+        super().__init__(f"[guard] “{report.name}”: expected a result within its limits, got {got}")
         self.report = report
 
 

@@ -213,7 +213,7 @@ def merge_plainly(
 ) -> MergeReport:
     """:func:`modicum.merge` without a guard."""
     whole = as_plan(plan)
-    _at_least_one("merge", threads=threads, shard_bytes=shard_bytes)
+    at_least_one("merge", threads=threads, shard_bytes=shard_bytes)
     facts = _core.merge(
         whole.to_json(),
         out,
@@ -227,7 +227,7 @@ def merge_plainly(
     return MergeReport(plan=whole, out=str(out), **facts)
 
 
-def _at_least_one(op: str, **counts: int | None) -> None:
+def at_least_one(op: str, **counts: int | None) -> None:
     for name, value in counts.items():
         if value is not None and value < 1:
             raise InvalidArgument(f"[{op}] {name}: expected at least 1 or None, got {value}")
@@ -279,7 +279,7 @@ def write_patch(
         raise InvalidArgument(f"[patch] error: expected 0 to 1 or None, got {error}")
     if others not in get_args(Others):
         raise InvalidArgument(f"[patch] others: expected save or drop, got {others!r}")
-    _at_least_one("patch", threads=threads)
+    at_least_one("patch", threads=threads)
     open_solver()
     facts = _core.write_patch(
         as_plan(plan).to_json(),

@@ -14,6 +14,7 @@ from modicum._core import InvalidArgument
 from modicum.model import Model, Progress, load
 from modicum.solver import open_solver
 from modicum.tune.guard_set import GuardSet
+from modicum.tune.merge import at_least_one
 
 __all__ = ["ProjectReport", "ProjectedModule", "conversations", "project"]
 
@@ -125,6 +126,7 @@ def project(
     ContextOverflow
         For conversations beyond the context.
     """
+    at_least_one("project", threads=threads, shard_bytes=shard_bytes)
     open_solver()
     if protect is None or isinstance(protect, GuardSet):
         sequences = conversations(load(instruct, threads=threads), protect or GuardSet.default())
@@ -134,6 +136,9 @@ def project(
         raise InvalidArgument(
             "[project] protect: expected conversations of at least two tokens, got shorter ones"
         )
+    largest = np.iinfo(np.int32).max
+    if worst := [i for ids in sequences for i in ids if not 0 <= i <= largest]:
+        raise InvalidArgument(f"[project] token: expected 0 to {largest}, got {worst[0]}")
     length = max(map(len, sequences))
     tokens = np.array([ids + [0] * (length - len(ids)) for ids in sequences], np.int32)
     facts = _core.project(
