@@ -25,14 +25,17 @@ MergedKind write_tensor(Merger& merger, const TensorSpec& spec, const Checkpoint
   std::vector<MergedKind> parts(reader.tiles());
   merger.merge(reader, spec, [&](std::size_t run, const Tile& tile, const std::vector<float>& values) {
     auto& [offset, bytes] = runs[run];
-    if (bytes.empty()) offset = tile.first * size_of(dtype);
+    if (bytes.empty()) {
+      offset = tile.first * size_of(dtype);
+      bytes.reserve(Merger::kTilesARun * tile.count * size_of(dtype));
+    }
     const std::size_t at = bytes.size();
     bytes.resize(at + tile.count * size_of(dtype));
     parts[tile.index] =
         store_values(values.data(), tile.onto, tile.count, dtype, bytes.data() + at, spec.name);
     if ((tile.index + 1) % Merger::kTilesARun != 0 && tile.index + 1 != reader.tiles()) return;
     draft.write(index, offset, bytes);
-    bytes = {};
+    bytes = std::vector<std::byte>();  // with {} it would keep its memory, a whole tensor's in the end
   });
   MergedKind sum;  // in the order of the tiles
   for (const MergedKind& part : parts) sum.add(part);

@@ -7,6 +7,7 @@ import importlib
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,13 @@ def test_who_fails_says_why_and_the_others_go_on(
     assert result.costs["PEFT"] == Cost(reason="peft is not installed")
     assert result.differences == {}
     assert merge_tables.text([result]).endswith("peft is not installed")
+
+
+def test_a_merge_holds_some_tiles_and_no_tensor(tmp_path: Path) -> None:
+    wide = replace(SHAPES["tiny"], name="wide", vocab_size=65536, hidden_size=256)  # an embedding of 34 MB
+    row = ROWS["task_arithmetic"]
+    cost = InThisProcess("modicum", 2).merge(row.contestants[0].ask(family(tmp_path, wide)), tmp_path / "out")
+    assert cost["memory"] < 12e6
 
 
 def test_models_are_made_once_and_differ_from_the_base_by_noise(models: Family, work: Path) -> None:
